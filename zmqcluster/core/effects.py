@@ -1,0 +1,110 @@
+"""What the master must do: the only outputs of MasterCore.handle().
+
+The runtime commits `changes` in one transaction, and only then sends `sends` and grants `keys`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from zmqcluster.core.events import LaneKey, Peer, Principal
+from zmqcluster.core.rows import (
+    AssignmentRow,
+    DeviceRow,
+    EventRow,
+    HeartbeatRow,
+    JobRow,
+    KeyRow,
+    RateKeyRow,
+    RecordRow,
+    SubmissionRow,
+    TaskRow,
+    TokenRow,
+    UniqueKeyRow,
+)
+from zmqcluster.messages import Hint, Outbound
+from zmqcluster.model import DeviceId, JobId, TaskId
+
+
+class Send(Struct, frozen=True):
+    """Hand this message to this peer, without waiting; report PeerLost when nobody is there."""
+
+    peer: Peer
+    message: Outbound
+
+
+class Publish(Struct, frozen=True):
+    """Broadcast a hint."""
+
+    hint: Hint
+
+
+class AllowKey(Struct, frozen=True):
+    """From now on this public key may connect, as this principal."""
+
+    public_key: bytes
+    principal: Principal
+
+
+class DenyKey(Struct, frozen=True):
+    """From now on nothing of this public key passes, connected or not."""
+
+    public_key: bytes
+
+
+class LoadBacklog(Struct, frozen=True):
+    """Read ready tasks of this lane with an id above after_id, in id order, at most limit."""
+
+    lane: LaneKey
+    after_id: int
+    limit: int
+
+
+class ListLanes(Struct, frozen=True):
+    """Read the distinct lanes of ready tasks after this one (None: from the first), in order."""
+
+    after: LaneKey | None
+    limit: int
+
+
+class LoadDelayed(Struct, frozen=True):
+    """Read pending tasks with retry_at_ms or not_before_wall, soonest first, at most limit."""
+
+    limit: int
+
+
+class Log(Struct, frozen=True):
+    """A line for the operator. level: "info", "warning" or "error"."""
+
+    level: str
+    text: str
+
+
+Action = Send | Publish | AllowKey | DenyKey | LoadBacklog | ListLanes | LoadDelayed | Log
+
+
+class Changes(Struct):
+    """What one or several turns changed, the last row of each thing winning.
+
+    Applied in one transaction, in the order of the fields. Mappings are keyed by what makes a row
+    unique; plain lists are only ever appended to.
+    """
+
+    new_tasks: dict[TaskId, TaskRow] = field(default_factory=dict)
+    unique_keys: list[UniqueKeyRow] = field(default_factory=list)
+    tasks: dict[TaskId, TaskRow] = field(default_factory=dict)
+    assignments: dict[tuple[TaskId, int], AssignmentRow] = field(default_factory=dict)
+    jobs: dict[JobId, JobRow] = field(default_factory=dict)
+    devices: dict[DeviceId, DeviceRow] = field(default_factory=dict)
+    heartbeats: list[HeartbeatRow] = field(default_factory=list)
+    rate_keys: dict[str, RateKeyRow] = field(default_factory=dict)
+    keys: dict[bytes, KeyRow] = field(default_factory=dict)
+    tokens: dict[str, TokenRow] = field(default_factory=dict)
+    submissions: list[SubmissionRow] = field(default_factory=list)
+    records: dict[tuple[str, str], RecordRow] = field(default_factory=dict)
+    events: list[EventRow] = field(default_factory=list)
+    # Cluster time at the end of the turn; 0: nothing to keep.
+    clock_ms: int = 0
+    wall_ms: int = 0
+    # Delete terminal tasks finished before this wall instant, a small step at a time; 0: none.
+    prune_before_wall: int = 0
