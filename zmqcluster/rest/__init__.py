@@ -1,0 +1,1 @@
+"""The HTTP face of a master: a client of the core like any other, with rules for strangers."""
