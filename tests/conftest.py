@@ -1,0 +1,36 @@
+"""Rules for every test: bounded hypothesis runs, and no thread may outlive the test it began in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+THREAD_END_S = 3.0
+
+# Deadlines measure this machine's load, not our code: pytest-timeout bounds the whole test.
+settings.register_profile(
+    "cluster", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", parent=settings.get_profile("cluster"), max_examples=2000)
+settings.load_profile("cluster")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that leaves a thread running fails; threads of wider fixtures began before it."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + THREAD_END_S
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    left = [
+        thread.name
+        for thread in set(threading.enumerate()) - before
+        if thread.is_alive() and not thread.daemon
+    ]
+    assert not left, f"{request.node.nodeid} left threads running: {left}"
