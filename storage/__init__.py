@@ -1,0 +1,1 @@
+"""Everything the master keeps: one SQLite file, one connection that writes, any that only read."""

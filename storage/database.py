@@ -1,0 +1,170 @@
+"""Open the database file: the one connection that writes, and those that only read.
+
+Exactly one connection in the world writes or checkpoints (the master lock sees to that): SQLite
+before 3.51.3 can damage a WAL database that two connections checkpoint at once. Readers open the
+file read-only, so they can do neither.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from sqlite_utils import Database
+
+from storage import schema
+from storage.probe import explain, probe_content, probe_file
+from zmqcluster.errors import StorageError
+from zmqcluster.model import Durability
+
+# STRICT tables need 3.37; UPDATE … FROM needs 3.33.
+SQLITE_OLDEST: Final = (3, 37, 0)
+# Statements of ten sizes for each table that is written in bulk; more than there are.
+STATEMENTS_KEPT: Final = 256
+# At start a lock means that somebody else runs; later it is a tool that looks in, and goes again.
+OPENING_BUSY_MS: Final = 1_000
+BUSY_MS: Final = 30_000
+WRITER_CACHE_KIB: Final = 65_536
+READER_CACHE_KIB: Final = 16_384
+# 4,000 pages are 16 MiB: the copying shares one commit in some thousand, and takes about 50 ms.
+CHECKPOINT_PAGES: Final = 4_000
+WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+
+
+def open_writer(path: str | Path, durability: Durability = Durability.FULL) -> Database:
+    """Open the database for writing, making or migrating it as needed. One such a file, ever.
+
+    The connection may be used from any thread, by one at a time.
+
+    Raises StorageError, in one sentence that says what to do, when this cannot work.
+    """
+    path = Path(path)
+    _require_sqlite()
+    probe_file(path)
+    with storage_errors(f"cannot open the database {path}", path):
+        _make_private(path)
+        database = _connect(path, "rwc")
+    try:
+        with storage_errors(f"cannot open the database {path}", path):
+            _set_up_writer(database, durability)
+            probe_content(database, path)
+            schema.migrate(database, path)
+            database.conn.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def open_reader(path: str | Path) -> Database:
+    """Open the database for reading only. Cheap (under a millisecond); any number of them.
+
+    Raises StorageError when the file is missing, is not ours or has another schema.
+    """
+    path = Path(path)
+    _require_sqlite()
+    if not path.exists():
+        raise StorageError(f"there is no database at {path}: start a master with this data_dir")
+    probe_file(path)
+    with storage_errors(f"cannot open the database {path}", path):
+        database = _connect(path, "ro")
+    try:
+        with storage_errors(f"cannot read the database {path}", path):
+            database.conn.execute(f"PRAGMA cache_size = -{READER_CACHE_KIB}")
+            database.conn.execute("PRAGMA query_only = ON")
+            schema.require_current(database, path)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+@contextmanager
+def storage_errors(doing: str, path: Path | None = None) -> Iterator[None]:
+    """Turn SQLite's errors, and values it cannot hold, into a StorageError.
+
+    doing: what was tried, as the first half of the sentence.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"{doing}: {explain(error, path)}") from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise StorageError(f"{doing}: a value does not fit: {error}") from error
+
+
+@contextmanager
+def transaction(database: Database, doing: str) -> Iterator[None]:
+    """All that is written inside, or nothing.
+
+    Raises StorageError on any trouble of the disk. When the COMMIT itself failed, nobody knows
+    whether it happened: stop, and rebuild from what a new start finds.
+    """
+    connection = database.conn
+    with storage_errors(doing):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            # Some errors (disk full, I/O) have rolled back already.
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            raise
+
+
+def _require_sqlite() -> None:
+    if sqlite3.sqlite_version_info < SQLITE_OLDEST:
+        needed = ".".join(map(str, SQLITE_OLDEST))
+        raise StorageError(
+            f"this Python comes with SQLite {sqlite3.sqlite_version}, and {needed} or newer is "
+            "needed: use a newer Python"
+        )
+
+
+def _make_private(path: Path) -> None:
+    """A new file is readable by its owner only; SQLite gives -wal and -shm the same mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _connect(path: Path, mode: str) -> Database:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=STATEMENTS_KEPT,
+        timeout=OPENING_BUSY_MS / 1000,
+    )
+    # sqlite-utils plug-ins of the user's own tools have no business in here.
+    return Database(connection, recursive_triggers=False, execute_plugins=False)
+
+
+def _set_up_writer(database: Database, durability: Durability) -> None:
+    """auto_vacuum stays off: freed pages are used again by the next tasks."""
+    connection = database.conn
+    synchronous = "FULL" if durability is Durability.FULL else "NORMAL"
+    for pragma in (
+        f"cache_size = -{WRITER_CACHE_KIB}",
+        "foreign_keys = OFF",
+        "secure_delete = FAST",
+        "temp_store = MEMORY",
+        "journal_mode = WAL",
+        f"synchronous = {synchronous}",
+        f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+        f"journal_size_limit = {WAL_BYTES_KEPT}",
+    ):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"its file system cannot hold a WAL (journal mode {mode})")
+    # Fails now, not at the first task, when the file or the disk cannot be written.
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ROLLBACK")

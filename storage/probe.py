@@ -1,0 +1,96 @@
+"""Say what is wrong with a database file, in words that say what to do about it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from sqlite_utils import Database
+
+from zmqcluster.errors import StorageError
+
+HEADER: Final = b"SQLite format 3\x00"
+HEADER_BYTES: Final = 100
+# A whole check of 32 MiB takes about 0.1 s; a larger file gets only the cheap look.
+CHECKED_BYTES_MAX: Final = 32 * 1024 * 1024
+
+_DAMAGED: Final = "is damaged ({}): restore a backup, or start with another data_dir"
+
+
+def probe_file(path: Path) -> None:
+    """Look at the file before SQLite does: at its header, and whether its end is missing.
+
+    Raises StorageError for what is not a SQLite file at all, or one that was cut off.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"cannot open the database {path}: {explain(error, path)}") from error
+    if size == 0:
+        return
+    if len(header) < HEADER_BYTES or not header.startswith(HEADER):
+        raise StorageError(f"{path} is not a database: move it away, or use another data_dir")
+    if size < _pages_end(header) and not _has_wal(path):
+        raise StorageError(f"{path} {_DAMAGED.format('its end is missing')}")
+
+
+def probe_content(database: Database, path: Path) -> None:
+    """Let SQLite read through a small file, and through the schema of a large one.
+
+    Raises StorageError when it finds damage.
+    """
+    if path.stat().st_size > CHECKED_BYTES_MAX:
+        database.table_names()
+        return
+    (found,) = database.conn.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise StorageError(f"{path} {_DAMAGED.format(str(found).splitlines()[-1])}")
+
+
+def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
+    """One clause for people: what is wrong, and what to do."""
+    if isinstance(error, PermissionError):
+        return f"permission denied: make {_folder(path)} writable, or use another data_dir"
+    if isinstance(error, OSError):
+        return f"{(error.strerror or str(error)).lower()}: check {_folder(path)}"
+    name = getattr(error, "sqlite_errorname", "")
+    for prefix, words in _WORDS.items():
+        if name.startswith(prefix):
+            return words.format(folder=_folder(path), error=error)
+    return str(error)
+
+
+_WORDS: Final = {
+    "SQLITE_BUSY": "another process holds it locked: stop the other master or tool that uses it",
+    "SQLITE_LOCKED": "another process holds it locked: stop the other master or tool that uses it",
+    "SQLITE_READONLY": "it cannot be written: make {folder} writable, or use another data_dir",
+    "SQLITE_CANTOPEN": "it cannot be opened: make {folder} writable, or use another data_dir",
+    "SQLITE_PERM": "permission denied: make {folder} writable, or use another data_dir",
+    "SQLITE_FULL": "the disk is full: free some space and start again",
+    "SQLITE_IOERR": "the disk failed ({error}): check it, then start again",
+    "SQLITE_CORRUPT": "it " + _DAMAGED.replace("{}", "{error}"),
+    "SQLITE_NOTADB": "it is not a database: move it away, or use another data_dir",
+}
+
+
+def _folder(path: Path | None) -> str:
+    return str(path.parent) if path else "its folder"
+
+
+def _pages_end(header: bytes) -> int:
+    """Where the last page ends, by the header; 0 when the header does not vouch for it."""
+    page_bytes = int.from_bytes(header[16:18], "big")
+    page_bytes = 65_536 if page_bytes == 1 else page_bytes
+    vouched = header[24:28] == header[92:96]
+    return page_bytes * int.from_bytes(header[28:32], "big") if vouched else 0
+
+
+def _has_wal(path: Path) -> bool:
+    """A WAL beside the file may hold its missing end: SQLite sorts that out itself."""
+    wal = path.with_name(path.name + "-wal")
+    return wal.exists() and wal.stat().st_size > 0

@@ -1,0 +1,86 @@
+"""What the core needs to go on after a stop: all that is in flight, nothing of the backlog."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from sqlite_utils import Database
+
+from storage.access_dao import AccessDAO
+from storage.database import storage_errors, transaction
+from storage.device_dao import DeviceDAO
+from storage.job_dao import JobDAO
+from storage.meta_dao import CLOCK_MS, EPOCH, WALL_MS, MetaDAO
+from storage.rate_key_dao import RateKeyDAO
+from storage.task_assignment_dao import TaskAssignmentDAO
+from storage.task_dao import TaskDAO
+from storage.totals import totals
+from zmqcluster.core.rows import (
+    AssignmentRow,
+    DeviceRow,
+    JobRow,
+    KeyRow,
+    RateKeyRow,
+    TaskRow,
+    TokenRow,
+)
+from zmqcluster.model import JobId, TaskId
+from zmqcluster.views import TaskCounts
+
+
+class Recovered(Struct, frozen=True):
+    """The state of a master at the end of its last committed turn.
+
+    epoch: 0 in a new database. clock_ms, wall_ms: the two clocks at that commit (0: never saved).
+    held: assigned or running tasks, with their data. assignments: the current attempt of each.
+    jobs: the active ones, and row 0 if anything was ever counted in it.
+    rate_keys: only those that hold anything back. keys, tokens: all, revoked ones too.
+    totals: tasks by state since the beginning, pruned ones included.
+    """
+
+    epoch: int
+    clock_ms: int
+    wall_ms: int
+    next_task_id: TaskId
+    next_job_id: JobId
+    held: list[TaskRow]
+    assignments: list[AssignmentRow]
+    jobs: list[JobRow]
+    devices: list[DeviceRow]
+    rate_keys: list[RateKeyRow]
+    keys: list[KeyRow]
+    tokens: list[TokenRow]
+    has_delayed: bool
+    totals: TaskCounts
+
+
+def load(database: Database) -> Recovered:
+    """Read it all. Raises StorageError."""
+    with storage_errors("cannot read the database"):
+        meta = MetaDAO(database).read()
+        tasks, jobs, access = TaskDAO(database), JobDAO(database), AccessDAO(database)
+        clock_ms = meta.get(CLOCK_MS, 0)
+        return Recovered(
+            epoch=meta.get(EPOCH, 0),
+            clock_ms=clock_ms,
+            wall_ms=meta.get(WALL_MS, 0),
+            next_task_id=TaskId(tasks.highest_id() + 1),
+            next_job_id=JobId(jobs.highest_id() + 1),
+            held=tasks.held(),
+            assignments=TaskAssignmentDAO(database).held(),
+            jobs=jobs.active(),
+            devices=DeviceDAO(database).all(),
+            rate_keys=RateKeyDAO(database).limited(clock_ms),
+            keys=access.keys(),
+            tokens=access.tokens(),
+            has_delayed=tasks.has_delayed(),
+            totals=totals(database),
+        )
+
+
+def begin_epoch(database: Database) -> int:
+    """Commit that a new master lives, and return its number: each start has a higher one."""
+    meta = MetaDAO(database)
+    with transaction(database, "cannot save to the database"):
+        epoch = meta.read().get(EPOCH, 0) + 1
+        meta.write({EPOCH: epoch})
+    return epoch

@@ -1,0 +1,91 @@
+"""Write many rows with few statements: one step of SQLite for up to 512 rows.
+
+Python gives the interpreter lock away at each step of a statement. A row a step meant a lock
+hand-over a row: beside a busy thread executemany took 1,000 µs a row, this takes 7.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import chain
+from operator import attrgetter
+from typing import Any, Final
+
+from zmqcluster.model import DeviceState, JobState, Outcome, Role, TaskState
+
+# Statements of these sizes are prepared once and kept by the connection; a batch is cut greedily.
+ROWS_MAX: Final = 512
+# SQLite's own default limit; distributions only raise it.
+PARAMETERS_MAX: Final = 32_766
+
+SqlRow = tuple[Any, ...]
+
+
+def _register_adapters() -> None:
+    """Spare sqlite3 its search for an adapter: it knows str and int, but looks for bytes and enums.
+
+    Measured: 0.5 µs less a task row. Both adapters are C callables.
+    """
+    sqlite3.register_adapter(bytes, bytes)
+    kinds: tuple[type[StrEnum], ...] = (TaskState, JobState, DeviceState, Outcome, Role)
+    for kind in kinds:
+        sqlite3.register_adapter(kind, attrgetter("_value_"))
+
+
+_register_adapters()
+
+
+class MultiRow:
+    """One SQL statement around `VALUES (…), (…), …`, for any number of rows.
+
+    head, tail: the SQL before and after the list. width: values in a row.
+    """
+
+    def __init__(self, head: str, width: int, tail: str = "") -> None:
+        row = f"({','.join('?' * width)})"
+        self._rows_max = largest_power_of_two(min(ROWS_MAX, PARAMETERS_MAX // width))
+        sizes = (2**i for i in range(self._rows_max.bit_length()))
+        # The very same str object each time: its hash is kept, so the statement cache is quick.
+        self._sql = {size: f"{head} {','.join([row] * size)} {tail}".strip() for size in sizes}
+
+    def run(self, connection: sqlite3.Connection, rows: Sequence[SqlRow]) -> int:
+        """Write rows, in order; says how many rows of the table it touched."""
+        touched = start = 0
+        while left := len(rows) - start:
+            size = min(self._rows_max, largest_power_of_two(left))
+            chunk = rows if size == len(rows) else rows[start : start + size]
+            cursor = connection.execute(self._sql[size], tuple(chain.from_iterable(chunk)))
+            touched += cursor.rowcount
+            start += size
+        return touched
+
+
+def largest_power_of_two(limit: int) -> int:
+    """The largest power of two not above limit, which is at least 1."""
+    return 1 << (limit.bit_length() - 1)
+
+
+class ByKeys:
+    """One SELECT with `IN (…)`, for any number of keys.
+
+    sql: has `{}` where the list goes, after all other parameters.
+    """
+
+    def __init__(self, sql: str) -> None:
+        sizes = (2**i for i in range(largest_power_of_two(ROWS_MAX).bit_length()))
+        self._sql = {size: sql.format(",".join("?" * size)) for size in sizes}
+
+    def run(
+        self, connection: sqlite3.Connection, keys: Sequence[Any], *before: Any
+    ) -> list[SqlRow]:
+        """All rows found; duplicate keys do no harm. before: the other parameters."""
+        found: list[SqlRow] = []
+        for start in range(0, len(keys), ROWS_MAX):
+            part = tuple(keys[start : start + ROWS_MAX])
+            size = 1 << (len(part) - 1).bit_length()
+            # Filled up with the last key, so that ten prepared statements serve every length.
+            full = part + part[-1:] * (size - len(part))
+            found += connection.execute(self._sql[size], (*before, *full)).fetchall()
+        return found

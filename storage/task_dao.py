@@ -1,0 +1,202 @@
+"""Tasks: the one table where every microsecond counts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+import msgspec
+
+from storage.dao import DAO
+from storage.meta_dao import CLOCK_MS, WALL_MS
+from storage.statements import ByKeys, MultiRow
+from zmqcluster.core.events import LaneKey
+from zmqcluster.core.rows import TaskRow
+from zmqcluster.model import TaskId, TaskState
+
+FIELDS: Final = TaskRow.__struct_fields__
+# What changes in a task's life; the rest, task_data above all, is written once.
+MUTABLE: Final = FIELDS[FIELDS.index("state") :]
+COLUMNS: Final = ", ".join(FIELDS)
+# Rows for lists: without the bodies, which may be a MiB each and lie on pages of their own.
+SLIM_COLUMNS: Final = COLUMNS.replace("task_data", "x'' AS task_data").replace(
+    " result", " x'' AS result"
+)
+# One answer to LoadBacklog carries at most this much task data (but always one task).
+BACKLOG_BYTES_MAX: Final = 16 * 1024 * 1024
+FETCHED_AT_ONCE: Final = 128
+
+READY: Final = "state = 'pending' AND retry_at_ms = 0 AND not_before_wall = 0"
+HELD: Final = "state IN ('assigned', 'running')"
+LANE: Final = "task_type, labels, rate_key, priority"
+
+_STATES: Final = {state.value: state for state in TaskState}
+_mutable_values: Final = attrgetter("task_id", *MUTABLE)
+
+
+class TaskDAO(DAO):
+    """The table `tasks`."""
+
+    _INSERT: Final = MultiRow(f"INSERT INTO tasks ({COLUMNS}) VALUES", len(FIELDS))
+    _INSERT_MISSING: Final = MultiRow(
+        f"INSERT OR IGNORE INTO tasks ({COLUMNS}) VALUES", len(FIELDS)
+    )
+    _UPDATE: Final = MultiRow(
+        "UPDATE tasks SET "
+        + ", ".join(f"{name} = new.column{i}" for i, name in enumerate(MUTABLE, start=2))
+        + " FROM (VALUES",
+        1 + len(MUTABLE),
+        ") AS new WHERE tasks.task_id = new.column1",
+    )
+    _BY_IDS: Final = ByKeys(f"SELECT {COLUMNS} FROM tasks WHERE task_id IN ({{}})")
+    _DELETE: Final = ByKeys("DELETE FROM tasks WHERE task_id IN ({})")
+
+    def insert(self, rows: Iterable[TaskRow]) -> None:
+        """Write tasks that are new; one that exists is an error."""
+        self._INSERT.run(self._database.conn, [msgspec.structs.astuple(row) for row in rows])
+
+    def update(self, rows: Sequence[TaskRow]) -> None:
+        """Write what changed in tasks that exist.
+
+        One that was pruned since the core read it (a retry of an old task) is written anew.
+        """
+        connection = self._database.conn
+        if self._UPDATE.run(connection, [_mutable_values(row) for row in rows]) < len(rows):
+            self._INSERT_MISSING.run(connection, [msgspec.structs.astuple(row) for row in rows])
+
+    def by_ids(self, task_ids: Sequence[int]) -> dict[TaskId, TaskRow]:
+        """Those of task_ids that exist, with their bodies."""
+        rows = map(task_row, self._BY_IDS.run(self._database.conn, task_ids))
+        return {row.task_id: row for row in rows}
+
+    def held(self) -> list[TaskRow]:
+        """Tasks in a device's hands."""
+        sql = f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_held WHERE {HELD}"
+        return list(map(task_row, self._database.conn.execute(sql).fetchall()))
+
+    def highest_id(self) -> int:
+        (highest,) = self._database.conn.execute("SELECT max(task_id) FROM tasks").fetchone()
+        return int(highest or 0)
+
+    def backlog(self, lane: LaneKey, after_id: int, limit: int) -> tuple[list[TaskRow], bool]:
+        """Ready tasks of a lane with an id above after_id, in id order; are there more?
+
+        May stop short of limit for the sake of memory (BACKLOG_BYTES_MAX).
+        """
+        cursor = self._database.conn.execute(
+            f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_ready WHERE {READY} "
+            "AND task_type = ? AND labels = ? AND rate_key = ? AND priority = ? AND task_id > ? "
+            "ORDER BY task_id LIMIT ?",
+            (*msgspec.structs.astuple(lane), after_id, limit + 1),
+        )
+        return _bounded(cursor, limit)
+
+    def lanes(self, after: LaneKey | None, limit: int) -> tuple[list[LaneKey], bool]:
+        """The distinct lanes of ready tasks after this one, in order; are there more?
+
+        One look into the index for each lane, however many tasks it has.
+        """
+        first, arguments = _FIRST_LANE, ()
+        if after is not None:
+            first, arguments = _NEXT_LANE, msgspec.structs.astuple(after)
+        found = self._database.conn.execute(_LANES.format(first), (*arguments, limit + 1))
+        lanes = [LaneKey(*values) for values in found.fetchall()]
+        return lanes[:limit], len(lanes) > limit
+
+    def delayed(self, limit: int) -> tuple[list[TaskRow], bool]:
+        """Pending tasks that wait for a retry or their schedule, soonest first; are there more?
+
+        The two run by different clocks; the last saved pair of them makes them comparable.
+        """
+        connection = self._database.conn
+        clocks = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        wall_ahead_ms = clocks.get(WALL_MS, 0) - clocks.get(CLOCK_MS, 0)
+        rows: list[TaskRow] = []
+        for sql in (_RETRY, _SCHEDULED):
+            rows += _bounded(connection.execute(sql, (limit + 1,)), limit + 1)[0]
+        rows.sort(key=lambda row: row.retry_at_ms or row.not_before_wall - wall_ahead_ms)
+        return rows[:limit], len(rows) > limit
+
+    def has_delayed(self) -> bool:
+        (found,) = self._database.conn.execute(
+            f"SELECT EXISTS ({_RETRY.replace('?', '1')}) OR EXISTS ({_SCHEDULED.replace('?', '1')})"
+        ).fetchone()
+        return bool(found)
+
+    def finished_before(self, before_wall: int, limit: int) -> list[int]:
+        """Terminal tasks that ended before this instant, oldest first.
+
+        Never the task with the highest id: the next id is counted from it, and ids only grow.
+        """
+        found = self._database.conn.execute(
+            """SELECT task_id FROM tasks INDEXED BY tasks_finished
+            WHERE finished_wall > 0 AND finished_wall < ?
+            AND state IN ('completed', 'failed', 'cancelled', 'dead')
+            AND task_id < (SELECT max(task_id) FROM tasks)
+            ORDER BY finished_wall LIMIT ?""",
+            (before_wall, limit),
+        )
+        return [task_id for (task_id,) in found.fetchall()]
+
+    def delete(self, task_ids: Sequence[int]) -> None:
+        self._DELETE.run(self._database.conn, task_ids)
+
+
+_RETRY: Final = (
+    f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_retry "
+    "WHERE state = 'pending' AND retry_at_ms > 0 ORDER BY retry_at_ms LIMIT ?"
+)
+_SCHEDULED: Final = (
+    f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_scheduled "
+    "WHERE state = 'pending' AND retry_at_ms = 0 AND not_before_wall > 0 "
+    "ORDER BY not_before_wall LIMIT ?"
+)
+_FIRST_LANE: Final = (
+    f"SELECT task_id FROM tasks INDEXED BY tasks_ready WHERE {READY} ORDER BY {LANE} LIMIT 1"
+)
+_NEXT_LANE: Final = (
+    f"SELECT task_id FROM tasks INDEXED BY tasks_ready WHERE {READY} "
+    f"AND ({LANE}) > (?, ?, ?, ?) ORDER BY {LANE} LIMIT 1"
+)
+# Each step seeks the first entry of the index behind the lane of the step before.
+_LANES: Final = f"""
+    WITH RECURSIVE lane (task_id) AS (
+        SELECT ({{}})
+        UNION ALL
+        SELECT (
+            SELECT task_id FROM tasks INDEXED BY tasks_ready WHERE {READY}
+            AND ({LANE}) > (last.task_type, last.labels, last.rate_key, last.priority)
+            ORDER BY {LANE} LIMIT 1
+        )
+        FROM lane JOIN tasks AS last ON last.task_id = lane.task_id
+    )
+    SELECT {LANE} FROM lane JOIN tasks USING (task_id) LIMIT ?
+"""
+
+
+def task_row(values: Sequence[Any]) -> TaskRow:
+    """A row of the table, in the order of TaskRow's fields."""
+    row = TaskRow(*values)
+    row.state = _STATES[row.state]
+    row.cancel_requested = bool(row.cancel_requested)
+    return row
+
+
+def _bounded(cursor: sqlite3.Cursor, limit: int) -> tuple[list[TaskRow], bool]:
+    """At most limit rows and about BACKLOG_BYTES_MAX of bodies; is there anything left?"""
+    rows: list[TaskRow] = []
+    bytes_left = BACKLOG_BYTES_MAX
+    try:
+        while fetched := cursor.fetchmany(FETCHED_AT_ONCE):
+            for values in fetched:
+                if len(rows) == limit or bytes_left < 0:
+                    return rows, True
+                row = task_row(values)
+                bytes_left -= len(row.task_data)
+                rows.append(row)
+        return rows, False
+    finally:
+        # A cursor left half-way would pin the WAL, which then grows without bound.
+        cursor.close()
