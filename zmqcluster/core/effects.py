@@ -73,6 +73,14 @@ class LoadDelayed(Struct, frozen=True):
     limit: int
 
 
+class LoadOpenTasks(Struct, frozen=True):
+    """Read pending tasks of this job with an id above after_id, in id order, at most limit."""
+
+    job_id: JobId
+    after_id: int
+    limit: int
+
+
 class Log(Struct, frozen=True):
     """A line for the operator. level: "info", "warning" or "error"."""
 
@@ -80,7 +88,17 @@ class Log(Struct, frozen=True):
     text: str
 
 
-Action = Send | Publish | AllowKey | DenyKey | LoadBacklog | ListLanes | LoadDelayed | Log
+Action = (
+    Send
+    | Publish
+    | AllowKey
+    | DenyKey
+    | LoadBacklog
+    | ListLanes
+    | LoadDelayed
+    | LoadOpenTasks
+    | Log
+)
 
 
 class Changes(Struct):
@@ -108,3 +126,11 @@ class Changes(Struct):
     wall_ms: int = 0
     # Delete terminal tasks finished before this wall instant, a small step at a time; 0: none.
     prune_before_wall: int = 0
+
+
+class Turn(Struct):
+    """All that came of one batch of events. number: counts the turns of this master from 1."""
+
+    number: int
+    changes: Changes
+    actions: list[Action]

@@ -82,6 +82,14 @@ class DelayedLoaded(Struct, frozen=True):
     more: bool
 
 
+class OpenTasksLoaded(Struct, frozen=True):
+    """Answer to LoadOpenTasks: pending tasks of a cancelled job. more: there are others."""
+
+    job_id: JobId
+    rows: tuple[TaskRow, ...]
+    more: bool
+
+
 class Committed(Struct, frozen=True):
     """Everything decided in turns up to this one is on disk."""
 
@@ -113,6 +121,7 @@ Event = (
     | BacklogLoaded
     | LanesListed
     | DelayedLoaded
+    | OpenTasksLoaded
     | Committed
     | Tick
 )

@@ -1,0 +1,236 @@
+"""Which of the devices that could take a task gets it: four strategies behind one seam.
+
+A Ring orders devices by its own idea; a Balancer keeps two of them, one of devices with a free
+slot and one of busy devices that may still be handed short tasks ahead. Every step is O(log n).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
+from random import Random
+from typing import TYPE_CHECKING, Final, Protocol
+
+from zmqcluster.model import DeviceId, Pool, Strategy
+
+if TYPE_CHECKING:
+    from zmqcluster.core.fleet import Device
+
+# How many devices a ring offers before the dispatcher takes "no" for an answer: devices that
+# cannot take this very task (too much handed ahead) must not make dispatch linear in the fleet.
+_OFFERS: Final = 8
+
+
+class Ring(Protocol):
+    """An order over devices. offer() yields the best few without changing the order."""
+
+    def add(self, device: Device) -> None: ...
+    def discard(self, device: Device) -> None: ...
+    def changed(self, device: Device) -> None: ...
+    def offer(self) -> Iterator[Device]: ...
+    def chosen(self, device: Device) -> None: ...
+
+
+class LoadRing:
+    """least_tasks: fewest tasks in hand for its slots first; ties go to who waited longest."""
+
+    def __init__(self, pool: Pool, rng: Random) -> None:
+        self._pool = pool
+        self._heap: list[tuple[float, int, Device]] = []
+        self._current: dict[DeviceId, int] = {}
+        self._serial = 0
+
+    def add(self, device: Device) -> None:
+        self._serial += 1
+        self._current[device.device_id] = self._serial
+        heappush(self._heap, (device.load(self._pool), self._serial, device))
+        if len(self._heap) > 64 + 4 * len(self._current):
+            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+            heapify(self._heap)
+
+    def discard(self, device: Device) -> None:
+        self._current.pop(device.device_id, None)
+
+    def changed(self, device: Device) -> None:
+        self.add(device)
+
+    def offer(self) -> Iterator[Device]:
+        while self._heap and not self._is_current(self._heap[0]):
+            heappop(self._heap)
+        if self._heap:
+            yield self._heap[0][2]
+
+    def chosen(self, device: Device) -> None:
+        """Its load changes, and with it its place: changed() follows."""
+
+    def _is_current(self, entry: tuple[float, int, Device]) -> bool:
+        return self._current.get(entry[2].device_id) == entry[1]
+
+
+class TurnRing:
+    """round_robin: whoever was served longest ago first."""
+
+    def __init__(self, pool: Pool, rng: Random) -> None:
+        self._turns: dict[DeviceId, Device] = {}
+
+    def add(self, device: Device) -> None:
+        self._turns.setdefault(device.device_id, device)
+
+    def discard(self, device: Device) -> None:
+        self._turns.pop(device.device_id, None)
+
+    def changed(self, device: Device) -> None:
+        """Load does not matter here."""
+
+    def offer(self) -> Iterator[Device]:
+        for count, device in enumerate(self._turns.values()):
+            if count == _OFFERS:
+                return
+            yield device
+
+    def chosen(self, device: Device) -> None:
+        if self._turns.pop(device.device_id, None) is not None:
+            self._turns[device.device_id] = device
+
+
+class StrideRing:
+    """weighted: in proportion to slots (stride scheduling: each turn costs 1/slots)."""
+
+    def __init__(self, pool: Pool, rng: Random) -> None:
+        self._pool = pool
+        self._heap: list[tuple[float, int, Device]] = []
+        self._current: dict[DeviceId, int] = {}
+        self._passes: dict[DeviceId, float] = {}
+        self._serial = 0
+        self._now = 0.0
+
+    def add(self, device: Device) -> None:
+        if device.device_id in self._current:
+            return
+        # A newcomer starts level with the others, not with a claim to all it has missed.
+        self._enter(device, max(self._now, self._passes.get(device.device_id, 0.0)))
+
+    def discard(self, device: Device) -> None:
+        self._current.pop(device.device_id, None)
+
+    def changed(self, device: Device) -> None:
+        """Only being served moves a device."""
+
+    def offer(self) -> Iterator[Device]:
+        kept: deque[tuple[float, int, Device]] = deque()
+        while self._heap and len(kept) < _OFFERS:
+            entry = heappop(self._heap)
+            if self._current.get(entry[2].device_id) == entry[1]:
+                kept.append(entry)
+        for entry in kept:
+            heappush(self._heap, entry)
+        for entry in kept:
+            yield entry[2]
+
+    def chosen(self, device: Device) -> None:
+        if device.device_id in self._current:
+            at = self._passes[device.device_id]
+            self._now = max(self._now, at)
+            self._enter(device, at + 1.0 / max(1, device.slots(self._pool)))
+
+    def _enter(self, device: Device, at: float) -> None:
+        self._serial += 1
+        self._current[device.device_id] = self._serial
+        self._passes[device.device_id] = at
+        heappush(self._heap, (at, self._serial, device))
+
+
+class RandomRing:
+    """random: anybody, with equal chances."""
+
+    def __init__(self, pool: Pool, rng: Random) -> None:
+        self._rng = rng
+        self._devices: list[Device] = []
+        self._index: dict[DeviceId, int] = {}
+
+    def add(self, device: Device) -> None:
+        if device.device_id not in self._index:
+            self._index[device.device_id] = len(self._devices)
+            self._devices.append(device)
+
+    def discard(self, device: Device) -> None:
+        index = self._index.pop(device.device_id, None)
+        if index is None:
+            return
+        last = self._devices.pop()
+        if last is not device:
+            self._devices[index] = last
+            self._index[last.device_id] = index
+
+    def changed(self, device: Device) -> None:
+        """Load does not matter here."""
+
+    def offer(self) -> Iterator[Device]:
+        for _ in range(min(_OFFERS, len(self._devices))):
+            yield self._devices[self._rng.randrange(len(self._devices))]
+
+    def chosen(self, device: Device) -> None:
+        """Chance has no memory."""
+
+
+RINGS: Final[dict[Strategy, type[LoadRing | TurnRing | StrideRing | RandomRing]]] = {
+    Strategy.LEAST_TASKS: LoadRing,
+    Strategy.ROUND_ROBIN: TurnRing,
+    Strategy.WEIGHTED: StrideRing,
+    Strategy.RANDOM: RandomRing,
+}
+
+
+class Balancer:
+    """Devices of one profile that can take more tasks of one pool, in the strategy's order."""
+
+    def __init__(self, strategy: Strategy, pool: Pool, rng: Random) -> None:
+        self._pool = pool
+        self._free: Ring = RINGS[strategy](pool, rng)
+        self._busy: Ring = RINGS[strategy](pool, rng)
+        self._place: dict[DeviceId, Ring] = {}
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def refresh(self, device: Device) -> None:
+        """Put device where its load, credit and state say: free, busy, or nowhere."""
+        ring = self._ring_of(device)
+        former = self._place.get(device.device_id)
+        if former is ring:
+            if ring is not None:
+                ring.changed(device)
+            return
+        if former is not None:
+            former.discard(device)
+            del self._place[device.device_id]
+        if ring is not None:
+            ring.add(device)
+            self._place[device.device_id] = ring
+
+    def remove(self, device: Device) -> None:
+        """Forget device; unknown is fine."""
+        ring = self._place.pop(device.device_id, None)
+        if ring is not None:
+            ring.discard(device)
+
+    def pick_free(self) -> Device | None:
+        """The next device with a free slot, or None."""
+        for device in self._free.offer():
+            self._free.chosen(device)
+            return device
+        return None
+
+    def pick_busy(self, can_take: Callable[[Device], bool]) -> Device | None:
+        """The next busy device that may be handed a task ahead, or None."""
+        for device in self._busy.offer():
+            if can_take(device):
+                self._busy.chosen(device)
+                return device
+        return None
+
+    def _ring_of(self, device: Device) -> Ring | None:
+        if not device.can_take_more:
+            return None
+        return self._free if device.has_free_slot(self._pool) else self._busy

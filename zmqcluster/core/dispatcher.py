@@ -1,0 +1,220 @@
+"""TaskDispatcher: which task goes to which device, and what becomes of it when one is lost."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zmqcluster.core.fleet import Device, Flight, take
+from zmqcluster.core.lifecycle import TaskCause, backoff_ms, cause_of
+from zmqcluster.core.queue import Shape
+from zmqcluster.core.rows import AssignmentRow, TaskRow
+from zmqcluster.core.state import MasterState
+from zmqcluster.messages import Assign, TaskOrder
+from zmqcluster.model import (
+    CREDIT_MAX,
+    PRIORITY_MAX,
+    DeviceId,
+    JobState,
+    Outcome,
+    TaskId,
+    TaskState,
+)
+
+# Shapes of equal priority take turns at the fleet in portions of this many tasks.
+_PORTION: Final = 32
+# One Assign stays well below FRAME_BYTES_MAX, so that a large task does not hold up many small.
+_ASSIGN_BYTES: Final = 512 * 1024
+
+
+class TaskDispatcher:
+    """Hands ready tasks to devices by priority, fairness and strategy; takes them back."""
+
+    def __init__(self, state: MasterState) -> None:
+        self._state = state
+        self._orders: dict[DeviceId, list[TaskOrder]] = {}
+
+    def dispatch(self) -> None:
+        """Assign all that can be assigned now, highest priority first."""
+        queue = self._state.queue
+        if not len(queue) or not self._state.fleet.by_peer:
+            return
+        blocked: set[tuple[str, str]] = set()
+        for priority in range(PRIORITY_MAX, -1, -1):
+            shapes = [one for one in queue.shapes_at(priority) if one.key not in blocked]
+            while shapes:
+                shapes = [one for one in shapes if self._dispatch_some(one, priority, blocked)]
+        self._send_orders()
+
+    def assign(self, task: TaskRow, device: Device) -> None:
+        """Make device the holder of a new attempt of task."""
+        state = self._state
+        state.move(task, TaskCause.DISPATCHED)
+        task.attempt += 1
+        task.device_id = device.device_id
+        task.assigned_wall = state.wall_ms
+        task.started_wall = 0
+        task.retry_at_ms = 0
+        task.not_before_wall = 0
+        rate = state.rate(task.rate_key)
+        if rate is not None:
+            rate.grant()
+        flight = Flight(
+            task=task,
+            device_id=device.device_id,
+            pool=device.types[task.task_type],
+            expected_us=state.fleet.durations.expected_us(task.task_type) or 0,
+            seq=device.assign_seq + 1,
+            sent_ms=state.now_ms,
+        )
+        state.flights[task.task_id] = flight
+        take(device, flight)
+        state.fleet.refresh(device)
+        state.changes.assignments[task.task_id, task.attempt] = AssignmentRow(
+            task_id=task.task_id,
+            attempt=task.attempt,
+            device_id=device.device_id,
+            epoch=state.epoch,
+            assigned_wall=task.assigned_wall,
+        )
+        start_within_ms = state.settings.start_within_ms if rate and rate.has_limits else 0
+        order = TaskOrder(
+            task.task_id,
+            task.attempt,
+            task.task_type,
+            task.task_data,
+            task.timeout_ms,
+            task.job_id,
+            start_within_ms,
+        )
+        self._orders.setdefault(device.device_id, []).append(order)
+
+    def end(
+        self,
+        flight: Flight,
+        outcome: Outcome,
+        *,
+        error: str = "",
+        run_us: int = 0,
+        retry_after_ms: int = 0,
+    ) -> None:
+        """An attempt in flight is over: charge it to the task and move the task on."""
+        state, task = self._state, flight.task
+        state.land(flight)
+        self._release_key(flight, outcome)
+        state.record_end(task, outcome, run_us, error)
+        self.conclude(task, outcome, error=error, retry_after_ms=retry_after_ms, begun=flight.begun)
+
+    def conclude(
+        self,
+        task: TaskRow,
+        outcome: Outcome,
+        *,
+        error: str = "",
+        retry_after_ms: int = 0,
+        begun: bool = True,
+    ) -> None:
+        """Decide what an attempt's end means for its task, which nobody holds any more."""
+        state = self._state
+        if outcome in (Outcome.FAILED, Outcome.RETRY, Outcome.TIMED_OUT, Outcome.REJECTED):
+            task.failures += 1
+        elif outcome is Outcome.DIED or (outcome is Outcome.DEVICE_LOST and begun):
+            task.deaths += 1
+        cause = cause_of(task, outcome)
+        if outcome is not Outcome.COMPLETED:
+            task.error = error
+            detail = f"{cause}: {error}" if error else str(cause)
+            state.event(f"task_{outcome}", task=task, detail=detail)
+        if cause is TaskCause.RETRIED or (cause is TaskCause.LOST and outcome is Outcome.DIED):
+            tries = max(1, task.failures + task.deaths)
+            task.retry_at_ms = state.now_ms + max(backoff_ms(tries, state.rng), retry_after_ms)
+        self._move_on(task, cause)
+
+    def _move_on(self, task: TaskRow, cause: TaskCause) -> None:
+        state = self._state
+        if task.state is TaskState.PENDING and cause not in _ENDS_PENDING:
+            # It is back in the queue already, and this end of its last attempt came late.
+            state.save(task)
+            return
+        state.queue.remove(task)
+        state.delays.remove(task.task_id)
+        state.move(task, cause)
+        if task.state is TaskState.PENDING:
+            # What waited longest goes first again.
+            state.wait(task, first=True)
+
+    def _dispatch_some(self, shape: Shape, priority: int, blocked: set[tuple[str, str]]) -> bool:
+        """One portion of a shape. False: it has nothing more to give, or nobody to give it to."""
+        state = self._state
+        for _ in range(_PORTION):
+            task = state.queue.pop(shape, priority, state.now_ms)
+            if task is None:
+                return False
+            if state.job(task.job_id).state is JobState.CANCELLED:
+                state.move(task, TaskCause.CANCELLED)
+                continue
+            rate = state.rates.get(task.rate_key)
+            device = state.fleet.pick(shape, free_only=rate is not None and rate.is_delayed)
+            if device is None:
+                lane = state.lane_of(task)
+                assert lane is not None, "its lane was there a moment ago"
+                state.queue.push(task, lane, first=True)
+                blocked.add(shape.key)
+                return False
+            self.assign(task, device)
+        return True
+
+    def _release_key(self, flight: Flight, outcome: Outcome) -> None:
+        state = self._state
+        rate = state.rates.get(flight.task.rate_key)
+        if rate is None:
+            return
+        if outcome in (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST):
+            rate.lost(state.now_ms, state.settings.start_within_ms)
+        else:
+            rate.ended(state.now_ms, has_run=flight.begun or outcome is not Outcome.RETURNED)
+        reopen(state, rate.name)
+
+    def _send_orders(self) -> None:
+        state = self._state
+        for device_id, orders in self._orders.items():
+            device = state.fleet.devices[device_id]
+            while orders:
+                count = _portion(orders)
+                device.assign_seq += 1
+                for order in orders[:count]:
+                    state.flights[TaskId(order.task_id)].seq = device.assign_seq
+                state.send(
+                    device.peer, Assign(state.epoch, device.assign_seq, tuple(orders[:count]))
+                )
+                del orders[:count]
+        self._orders.clear()
+
+
+# Ends that still count for a task that is back in the queue: its last attempt was not superseded.
+_ENDS_PENDING: Final = frozenset(
+    {TaskCause.SUCCEEDED, TaskCause.FAILED, TaskCause.POISONED, TaskCause.CANCELLED}
+)
+
+
+def reopen(state: MasterState, name: str) -> None:
+    """A key's limits or load changed: its lanes take part now, or when time opens it."""
+    rate = state.rates.get(name)
+    if rate is None:
+        return
+    opens_ms = rate.opens_at_ms()
+    if opens_ms > state.now_ms:
+        state.timers.set_no_later(f"key {name}", opens_ms)
+    elif rate.is_idle:
+        del state.rates[name]
+    elif rate.is_open(state.now_ms):
+        state.queue.reopen(rate)
+
+
+def _portion(orders: list[TaskOrder]) -> int:
+    """How many of the orders fit one Assign; at least one."""
+    size = 0
+    for count, order in enumerate(orders[:CREDIT_MAX]):
+        size += len(order.data) + 128
+        if size > _ASSIGN_BYTES and count:
+            return count
+    return min(len(orders), CREDIT_MAX)

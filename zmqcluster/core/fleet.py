@@ -1,0 +1,258 @@
+"""The devices: who is there, what each can run, how much it has in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import Final
+
+from msgspec import Struct
+
+from zmqcluster.core.balance import Balancer
+from zmqcluster.core.queue import Shape
+from zmqcluster.core.rows import DeviceRow, TaskRow
+from zmqcluster.messages import Control, Resources
+from zmqcluster.model import DeviceId, DeviceState, Pool, Strategy, TaskId
+
+# Handing out ahead: only tasks of a type known to be short, and never more than this much expected
+# work for each slot. A device then bridges a commit and a round trip without idling.
+SHORT_US_MAX: Final = 50_000
+AHEAD_US_PER_SLOT: Final = 150_000
+# Weight of the newest run in a type's expected run time.
+_NEWEST_WEIGHT: Final = 0.1
+
+
+class Flight(Struct):
+    """An attempt in a device's hands. begun: it is known to run. sent_ms, seq: its Assign."""
+
+    task: TaskRow
+    device_id: DeviceId
+    pool: Pool
+    expected_us: int
+    seq: int
+    sent_ms: int
+    begun: bool = False
+    progress: float = 0.0
+    note: str = ""
+    # Seen in the database at start, and not yet claimed by its device.
+    is_orphan: bool = False
+
+
+class PoolLoad(Struct):
+    """What a device has in hand in one pool."""
+
+    slots: int
+    in_hand: int = 0
+    expected_us: int = 0
+
+
+class Device:
+    """One device and its session, if it has one (peer is not empty)."""
+
+    def __init__(self, row: DeviceRow) -> None:
+        self.row = row
+        self.device_id = row.device_id
+        self.peer = b""
+        self.boot_id = bytes.fromhex(row.boot_id)
+        self.session = 0
+        self.assign_seq = 0
+        self.beat_seq = 0
+        self.credit = 0
+        self.running_max = 0
+        self.heard_ms = 0
+        self.lost_at_ms: int | None = None
+        self.draining = False
+        self.stopping = False
+        self.control_version = 0
+        self.flights: dict[TaskId, Flight] = {}
+        self.pools: dict[Pool, PoolLoad] = {}
+        self.types: dict[str, Pool] = {}
+        self.labels: tuple[str, ...] = ()
+        self.resources = Resources()
+        self.running = 0
+        self.sampled_ms = 0
+
+    @property
+    def is_online(self) -> bool:
+        return bool(self.peer)
+
+    @property
+    def state(self) -> DeviceState:
+        if not self.is_online:
+            return DeviceState.OFFLINE
+        is_draining = self.row.drained or self.draining
+        return DeviceState.DRAINING if is_draining else DeviceState.ONLINE
+
+    @property
+    def can_take_more(self) -> bool:
+        return (
+            self.state is DeviceState.ONLINE
+            and self.lost_at_ms is None
+            and len(self.flights) < self.credit
+        )
+
+    @property
+    def control(self) -> Control:
+        return Control(version=self.control_version, drain=self.row.drained, stop=self.stopping)
+
+    def slots(self, pool: Pool) -> int:
+        return self.pools[pool].slots
+
+    def load(self, pool: Pool) -> float:
+        at = self.pools[pool]
+        return at.in_hand / at.slots if at.slots else float("inf")
+
+    def has_free_slot(self, pool: Pool) -> bool:
+        at = self.pools[pool]
+        is_capped = self.running_max and len(self.flights) >= self.running_max
+        return at.in_hand < at.slots and not is_capped
+
+    def has_time_for(self, pool: Pool, expected_us: int) -> bool:
+        """May a short task be handed out ahead, though every slot is taken?"""
+        at = self.pools[pool]
+        return at.expected_us + expected_us <= AHEAD_US_PER_SLOT * at.slots
+
+
+class Durations:
+    """Expected run time by task type: a moving average of what results report."""
+
+    def __init__(self) -> None:
+        self._mean_us: dict[str, float] = {}
+
+    def observe(self, task_type: str, run_us: int) -> None:
+        former = self._mean_us.get(task_type)
+        if former is None:
+            self._mean_us[task_type] = float(run_us)
+        else:
+            # One long run weighs at once, so that long tasks are never hoarded; many short ones
+            # are needed to trust the type again.
+            weight = _NEWEST_WEIGHT if run_us <= former else 0.5
+            self._mean_us[task_type] = former + weight * (run_us - former)
+
+    def expected_us(self, task_type: str) -> int | None:
+        """None: never seen one end, so nothing is handed out ahead."""
+        mean = self._mean_us.get(task_type)
+        return None if mean is None else int(mean)
+
+
+_Profile = tuple[tuple[tuple[str, Pool], ...], tuple[str, ...]]
+
+
+class Fleet:
+    """All known devices, grouped by what they can run so that a pick never scans the fleet."""
+
+    def __init__(self, strategy: Strategy, rng: Random) -> None:
+        self.strategy = strategy
+        self.devices: dict[DeviceId, Device] = {}
+        self.by_peer: dict[bytes, Device] = {}
+        self.durations = Durations()
+        self._rng = rng
+        self._groups: dict[_Profile, dict[Pool, Balancer]] = {}
+        self._profiles: dict[DeviceId, _Profile] = {}
+        self._suitable: dict[tuple[str, str], list[Balancer]] = {}
+
+    def online(self) -> Iterable[Device]:
+        return self.by_peer.values()
+
+    def set_strategy(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self._groups.clear()
+        self._suitable.clear()
+        joined, self._profiles = list(self._profiles), {}
+        for device_id in joined:
+            self.join(self.devices[device_id])
+
+    def join(self, device: Device) -> None:
+        """Device has a session, or offers other types, labels or slots than before."""
+        self.leave(device)
+        profile: _Profile = (tuple(sorted(device.types.items())), device.labels)
+        self._profiles[device.device_id] = profile
+        if profile not in self._groups:
+            self._groups[profile] = {
+                pool: Balancer(self.strategy, pool, self._rng) for pool in Pool
+            }
+            self._suitable.clear()
+        self.refresh(device)
+
+    def leave(self, device: Device) -> None:
+        """Device has no session any more."""
+        profile = self._profiles.get(device.device_id)
+        if profile is None:
+            return
+        for balancer in self._groups[profile].values():
+            balancer.remove(device)
+        del self._profiles[device.device_id]
+
+    def refresh(self, device: Device) -> None:
+        """Device's load, credit or state changed."""
+        profile = self._profiles.get(device.device_id)
+        if profile is None:
+            return
+        for pool, balancer in self._groups[profile].items():
+            if pool in device.pools:
+                balancer.refresh(device)
+
+    def pick(self, shape: Shape, *, free_only: bool) -> Device | None:
+        """A device for one more task of this shape, by the strategy, or None.
+
+        free_only: nothing may be handed out ahead (rate keys with a delay).
+        """
+        balancers = self._suitable_for(shape)
+        for index, balancer in enumerate(balancers):
+            device = balancer.pick_free()
+            if device is not None:
+                return self._took_turn(balancers, index, device)
+        expected_us = self.durations.expected_us(shape.task_type)
+        if free_only or expected_us is None or expected_us > SHORT_US_MAX:
+            return None
+
+        def can_take(device: Device) -> bool:
+            return device.has_time_for(device.types[shape.task_type], expected_us)
+
+        for index, balancer in enumerate(balancers):
+            device = balancer.pick_busy(can_take)
+            if device is not None:
+                return self._took_turn(balancers, index, device)
+        return None
+
+    def could_run(self, shape: Shape) -> bool:
+        """Is there any device, however busy, that may be given this shape?"""
+        return any(
+            shape.task_type in device.types and set(shape.labels) <= set(device.labels)
+            for device in self.online()
+        )
+
+    @staticmethod
+    def _took_turn(balancers: list[Balancer], index: int, device: Device) -> Device:
+        """Groups of unlike devices take turns too."""
+        if len(balancers) > 1:
+            balancers.append(balancers.pop(index))
+        return device
+
+    def _suitable_for(self, shape: Shape) -> list[Balancer]:
+        found = self._suitable.get(shape.key)
+        if found is None:
+            found = self._suitable[shape.key] = [
+                balancers[dict(types)[shape.task_type]]
+                for (types, labels), balancers in self._groups.items()
+                if shape.task_type in dict(types) and all(one in labels for one in shape.labels)
+            ]
+        return found
+
+
+def take(device: Device, flight: Flight) -> None:
+    """Device holds flight from now on; Fleet.refresh() follows."""
+    device.flights[flight.task.task_id] = flight
+    at = device.pools.get(flight.pool)
+    if at is not None:
+        at.in_hand += 1
+        at.expected_us += flight.expected_us
+
+
+def give_back(device: Device, flight: Flight) -> None:
+    """Device does not hold flight any more; Fleet.refresh() follows."""
+    del device.flights[flight.task.task_id]
+    at = device.pools.get(flight.pool)
+    if at is not None:
+        at.in_hand -= 1
+        at.expected_us -= flight.expected_us

@@ -1,0 +1,300 @@
+"""How tasks come into the queue (submissions, children), and how people take them out again."""
+
+from __future__ import annotations
+
+from functools import partial
+from hashlib import blake2b
+from typing import Final
+
+from zmqcluster.core.dispatcher import reopen
+from zmqcluster.core.effects import LoadOpenTasks
+from zmqcluster.core.events import Facts, OpenTasksLoaded, Peer
+from zmqcluster.core.fleet import Flight
+from zmqcluster.core.lifecycle import TaskCause
+from zmqcluster.core.rows import JobRow, SubmissionRow, TaskRow, UniqueKeyRow
+from zmqcluster.core.state import MasterState
+from zmqcluster.messages import (
+    Abort,
+    AttemptRef,
+    CancelTasks,
+    Changed,
+    RateRule,
+    Refused,
+    RetryTasks,
+    Submit,
+    Submitted,
+    TaskSpec,
+    Untouched,
+)
+from zmqcluster.model import (
+    NO_JOB,
+    JobId,
+    JobState,
+    RefusalCode,
+    TaskId,
+    TaskState,
+)
+
+# Pending tasks of a cancelled job are closed this many a turn.
+_SWEEP: Final = 2_000
+KEY_HASH_BYTES: Final = 16
+
+
+def unique_hash(unique_key: str) -> bytes:
+    """What is stored of a unique key: 16 bytes, so 2**64 keys until two are likely to collide."""
+    return blake2b(unique_key.encode(), digest_size=KEY_HASH_BYTES).digest()
+
+
+def on_submit(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> None:
+    """Queue a batch; the same request again gets the same answer and changes nothing."""
+    answered = state.submissions.get(message.request_id)
+    if answered is not None:
+        state.send(peer, answered)
+        return
+    if facts.submitted is not None:
+        job_id, task_ids, existing = facts.submitted
+        state.send(peer, Submitted(message.request_id, job_id, task_ids, existing))
+        return
+    if not message.tasks:
+        _refuse(state, peer, message.request_id, RefusalCode.BAD_REQUEST, "tasks: none given")
+        return
+    job = _job_for(state, peer, message, facts)
+    if job is None:
+        return
+    for rule in message.rates:
+        apply_rule(state, rule)
+    added = [add_task(state, spec, job.job_id, TaskId(0), facts) for spec in message.tasks]
+    ids = tuple(task_id for task_id, _ in added)
+    existing = tuple(index for index, (_, is_new) in enumerate(added) if not is_new)
+    answer = Submitted(message.request_id, job.job_id, ids, existing)
+    state.submissions[message.request_id] = answer
+    state.until_committed(partial(state.submissions.pop, message.request_id, None))
+    state.changes.submissions.append(
+        SubmissionRow(message.request_id, job.job_id, ids, existing, state.wall_ms)
+    )
+    state.count("tasks_submitted", len(ids) - len(existing))
+    state.send(peer, answer)
+
+
+def add_task(
+    state: MasterState, spec: TaskSpec, job_id: JobId, parent_id: TaskId, facts: Facts
+) -> tuple[TaskId, bool]:
+    """One new task, or the one that holds its unique key already. True: it is new."""
+    key = None
+    if spec.unique_key:
+        key = (job_id, unique_hash(spec.unique_key))
+        known = state.fresh_keys.get(key) or state.recent_keys.get(key) or facts.keys.get(key)
+        if known is not None:
+            return known, False
+    task_id = TaskId(state.next_task_id)
+    state.next_task_id += 1
+    if key is not None:
+        state.fresh_keys[key] = task_id
+        state.remember_key(key, task_id)
+        state.until_committed(partial(state.fresh_keys.pop, key, None))
+        state.changes.unique_keys.append(UniqueKeyRow(job_id, key[1], task_id))
+    settings = state.settings
+    task = TaskRow(
+        task_id=task_id,
+        job_id=job_id,
+        parent_id=parent_id,
+        task_type=spec.task_type,
+        labels=",".join(sorted(set(spec.labels))) if spec.labels else "",
+        rate_key=spec.rate_key,
+        unique_key=spec.unique_key,
+        priority=spec.priority,
+        max_retry_count=(
+            settings.max_retry_count if spec.max_retry_count is None else spec.max_retry_count
+        ),
+        timeout_ms=settings.task_timeout_ms if spec.timeout_ms is None else spec.timeout_ms,
+        created_wall=state.wall_ms,
+        task_data=spec.data,
+        not_before_wall=spec.not_before_ms,
+    )
+    state.add(task)
+    if state.due_ms(task) > state.now_ms:
+        state.wait(task)
+    elif state.queue.admit(task, state.lane_of(task)):
+        state.tasks[task_id] = task
+    return task_id, True
+
+
+def apply_rule(state: MasterState, rule: RateRule) -> None:
+    """Take over what somebody learned about a rate key. A longer closure in force wins."""
+    rate = state.rate(rule.rate_key)
+    if rate is None:
+        return
+    former = rate.row()
+    if rule.delay_ms is not None:
+        rate.delay_ms = rule.delay_ms
+    if rule.concurrency is not None:
+        rate.concurrency = rule.concurrency
+    if rule.closed_for_ms:
+        rate.closed_until_ms = max(rate.closed_until_ms, state.now_ms + rule.closed_for_ms)
+        state.event("rate_key_closed", detail=f"{rate.name} for {rule.closed_for_ms} ms")
+    if rate.row() != former:
+        state.changes.rate_keys[rate.name] = rate.row()
+    reopen(state, rate.name)
+
+
+def on_cancel(state: MasterState, peer: Peer, message: CancelTasks, facts: Facts) -> None:
+    """Cancel tasks, or a job: what waits is cancelled now, what runs once its process is gone."""
+    if message.job_id:
+        _cancel_job(state, peer, message, facts)
+        return
+    changed, untouched = [], []
+    for task_id in map(TaskId, message.task_ids):
+        task = find(state, task_id, facts)
+        if task is None:
+            untouched.append(Untouched(task_id, "there is no such task"))
+        elif task.state.is_terminal:
+            untouched.append(Untouched(task_id, f"it is {task.state} already"))
+        else:
+            cancel(state, task)
+            changed.append(task_id)
+    state.send(peer, Changed(message.request_id, tuple(changed), tuple(untouched)))
+
+
+def cancel(state: MasterState, task: TaskRow) -> None:
+    """From now on no attempt of task starts, and it is never completed."""
+    if task.state is TaskState.PENDING:
+        state.queue.remove(task)
+        state.delays.remove(task.task_id)
+        state.event("task_cancelled", task=task, detail="before it began")
+        state.move(task, TaskCause.CANCELLED)
+        return
+    if task.cancel_requested:
+        return
+    task.cancel_requested = True
+    state.save(task)
+    state.event("cancel_requested", task=task)
+    flight = state.flights.get(task.task_id)
+    if flight is not None:
+        abort(state, flight)
+
+
+def abort(state: MasterState, flight: Flight) -> None:
+    """Tell the holder to stop; repeated with each heartbeat reply until it has."""
+    device = state.fleet.devices.get(flight.device_id)
+    if device is not None and device.is_online:
+        ref = AttemptRef(flight.task.task_id, flight.task.attempt)
+        state.send(device.peer, Abort((ref,)))
+
+
+def on_open_tasks(state: MasterState, event: OpenTasksLoaded) -> None:
+    """A page of what a cancelled job still had in the database."""
+    last_id = 0
+    for row in event.rows:
+        last_id = row.task_id
+        task = find(state, row.task_id, Facts(tasks={row.task_id: row}))
+        if task is not None and task.state is TaskState.PENDING:
+            state.queue.remove(task)
+            state.delays.remove(task.task_id)
+            state.move(task, TaskCause.CANCELLED)
+    if event.more:
+        state.act(LoadOpenTasks(event.job_id, last_id, _SWEEP))
+
+
+def on_retry(state: MasterState, peer: Peer, message: RetryTasks, facts: Facts) -> None:
+    """Give ended tasks another life, with their counts at zero; attempts go on counting."""
+    changed, untouched = [], []
+    for task_id in map(TaskId, message.task_ids):
+        task = find(state, task_id, facts)
+        why = _why_not_revived(state, task, facts)
+        if task is None or why:
+            untouched.append(Untouched(task_id, why))
+            continue
+        _revive(state, task)
+        changed.append(task_id)
+    state.send(peer, Changed(message.request_id, tuple(changed), tuple(untouched)))
+
+
+def find(state: MasterState, task_id: TaskId, facts: Facts) -> TaskRow | None:
+    """The task as it is now: in memory, just ended, or as the database had it."""
+    return state.tasks.get(task_id) or state.settled.get(task_id) or facts.tasks.get(task_id)
+
+
+def sweep_job(state: MasterState, job_id: JobId) -> None:
+    """Close what a cancelled job has in the database, page by page."""
+    state.act(LoadOpenTasks(job_id, 0, _SWEEP))
+
+
+def _why_not_revived(state: MasterState, task: TaskRow | None, facts: Facts) -> str:
+    if task is None:
+        return "there is no such task"
+    if not task.state.is_terminal:
+        return f"it is {task.state}, not ended"
+    if task.state is TaskState.COMPLETED:
+        return "it is completed"
+    if _known_job(state, task.job_id, facts) is None:
+        return "its job is gone"
+    return ""
+
+
+def _revive(state: MasterState, task: TaskRow) -> None:
+    job = state.job(task.job_id)
+    job.state = JobState.ACTIVE
+    job.finished_wall = 0
+    state.settled.pop(task.task_id, None)
+    task.failures = task.deaths = 0
+    task.cancel_requested = False
+    task.finished_wall = task.retry_at_ms = task.not_before_wall = 0
+    task.error = ""
+    state.event("task_revived", task=task, detail=f"was {task.state}")
+    state.move(task, TaskCause.REVIVED)
+    state.wait(task)
+
+
+def _cancel_job(state: MasterState, peer: Peer, message: CancelTasks, facts: Facts) -> None:
+    job = _known_job(state, JobId(message.job_id), facts)
+    if job is None:
+        problem = f"there is no job {message.job_id}"
+        _refuse(state, peer, message.request_id, RefusalCode.NOT_FOUND, problem)
+        return
+    if job.pending or job.running:
+        job.state = JobState.CANCELLED
+        state.save_job(job)
+        state.event("job_cancelled", job_id=job.job_id)
+        for flight in [one for one in state.flights.values() if one.task.job_id == job.job_id]:
+            cancel(state, flight.task)
+        sweep_job(state, job.job_id)
+    state.send(peer, Changed(message.request_id))
+
+
+def _known_job(state: MasterState, job_id: JobId, facts: Facts) -> JobRow | None:
+    """The job, brought into memory if only the database had it."""
+    if job_id == NO_JOB:
+        return state.job(NO_JOB)
+    job = state.jobs.get(job_id)
+    if job is None and job_id in facts.jobs:
+        job = state.jobs[job_id] = facts.jobs[job_id]
+    return job
+
+
+def _job_for(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> JobRow | None:
+    if message.job_name:
+        job_id = JobId(state.next_job_id)
+        state.next_job_id += 1
+        job = JobRow(job_id, message.job_name, JobState.ACTIVE, state.wall_ms)
+        state.jobs[job_id] = job
+        state.save_job(job)
+        return job
+    known = _known_job(state, JobId(message.job_id), facts)
+    if known is None:
+        problem = f"there is no job {message.job_id}"
+        _refuse(state, peer, message.request_id, RefusalCode.NOT_FOUND, problem)
+        return None
+    if known.state is JobState.CANCELLED:
+        problem = f"job {message.job_id} is cancelled: it takes no more tasks"
+        _refuse(state, peer, message.request_id, RefusalCode.CONFLICT, problem)
+        return None
+    if known.state is JobState.FINISHED:
+        known.state, known.finished_wall = JobState.ACTIVE, 0
+    return known
+
+
+def _refuse(
+    state: MasterState, peer: Peer, request_id: bytes, code: RefusalCode, problem: str
+) -> None:
+    state.count("requests_refused")
+    state.send(peer, Refused(request_id, code, problem))

@@ -1,0 +1,312 @@
+"""MasterCore: one batch of events in, one turn of rows and actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import Final, assert_never
+
+from msgspec import Struct
+
+from zmqcluster.core import admin, backlog, intake, results, sessions
+from zmqcluster.core.dispatcher import TaskDispatcher, reopen
+from zmqcluster.core.effects import Turn
+from zmqcluster.core.events import (
+    BacklogLoaded,
+    Committed,
+    DelayedLoaded,
+    Event,
+    Facts,
+    FrameRefused,
+    LanesListed,
+    MessageReceived,
+    OpenTasksLoaded,
+    Peer,
+    PeerLost,
+    Principal,
+    Tick,
+)
+from zmqcluster.core.fleet import Device
+from zmqcluster.core.intake import unique_hash
+from zmqcluster.core.settings import Settings
+from zmqcluster.core.state import MasterState, Past
+from zmqcluster.messages import (
+    AskDevices,
+    AskExplain,
+    AskOverview,
+    CancelTasks,
+    ClientMessage,
+    CreateToken,
+    DrainDevice,
+    Enrol,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Inbound,
+    Progress,
+    RateReport,
+    Results,
+    RetryTasks,
+    Returned,
+    RevokeDevice,
+    RevokeToken,
+    SetStrategy,
+    Started,
+    Submit,
+    TaskSpec,
+    Watch,
+    WorkerMessage,
+)
+from zmqcluster.model import DeviceId, JobId, TaskId
+
+_PRUNE_EVERY_MS: Final = 10_000
+_PRUNE_BUSY_MS: Final = 100
+_STALL_BEATS: Final = 1
+
+
+class Wants(Struct):
+    """What the core would like to know from the database before it handles a message."""
+
+    request_id: bytes = b""
+    keys: tuple[tuple[JobId, bytes], ...] = ()
+    tasks: tuple[TaskId, ...] = ()
+    jobs: tuple[JobId, ...] = ()
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.request_id or self.keys or self.tasks or self.jobs)
+
+
+class MasterCore:
+    """The master's decisions. Not thread-safe: one loop owns it.
+
+    Facts for a message are read after the last Committed was handled, and what was read is handled
+    before the next one; see `wants`.
+    """
+
+    def __init__(self, settings: Settings, past: Past, rng: Random) -> None:
+        self._state = MasterState(settings, past, rng)
+        self._dispatcher = TaskDispatcher(self._state)
+        self._ticked_ms = past.clock_ms
+        self._pruned_ms = past.clock_ms
+        backlog.recover(self._state, past)
+
+    @property
+    def state(self) -> MasterState:
+        """For tests, invariants and the simulator; nobody else looks inside."""
+        return self._state
+
+    def handle(self, now_ms: int, events: Iterable[Event]) -> Turn:
+        """Take in a batch of events, then hand out what can be handed out.
+
+        now_ms: cluster time; never less than in the turn before.
+        """
+        state = self._state
+        state.now_ms = max(now_ms, state.now_ms)
+        state.turn += 1
+        for event in events:
+            self._on_event(event)
+        self._fire_timers()
+        backlog.release_due(state)
+        self._dispatcher.dispatch()
+        backlog.ask_for_more(state)
+        if state.ends:
+            admin.tell_watchers(state)
+        is_busy = bool(state.changes.assignments)
+        if is_busy and state.now_ms - self._pruned_ms >= _PRUNE_BUSY_MS:
+            self._prune()
+        return state.end_turn()
+
+    def next_wake_ms(self) -> int | None:
+        """Cluster time at which something falls due without any event, or None."""
+        moments = (self._state.timers.next_ms(), self._state.delays.next_ms())
+        return min((one for one in moments if one is not None), default=None)
+
+    def wants(self, message: Inbound) -> Wants:
+        """What to look up for this message; most need nothing."""
+        match message:
+            case Results():
+                return self._wants_of_results(message)
+            case Submit():
+                job_id = JobId(message.job_id)
+                keys = () if message.job_name else self._unknown_keys(job_id, message.tasks)
+                return Wants(message.request_id, keys, jobs=self._unknown_jobs(job_id))
+            case CancelTasks():
+                return Wants(
+                    tasks=self._unknown_tasks(message.task_ids),
+                    jobs=self._unknown_jobs(JobId(message.job_id)),
+                )
+            case RetryTasks() | Watch():
+                return Wants(tasks=self._unknown_tasks(message.task_ids))
+            case AskExplain():
+                return Wants(tasks=self._unknown_tasks((message.task_id,)))
+            case _:
+                return Wants()
+
+    def jobs_of(self, facts: Facts) -> tuple[JobId, ...]:
+        """Jobs that the tasks of these facts belong to and that are not in memory."""
+        found = {row.job_id: None for row in facts.tasks.values()}
+        return tuple(job_id for job_id in found if job_id not in self._state.jobs)
+
+    # --- events -------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case MessageReceived():
+                self._on_message(event.peer, event.principal, event.message, event.facts)
+            case Tick():
+                self._on_tick(event)
+            case Committed():
+                self._state.committed(event.turn)
+            case PeerLost():
+                sessions.on_peer_lost(self._state, event.peer)
+                admin.forget_watcher(self._state, event.peer)
+            case FrameRefused():
+                self._state.event(
+                    "frame_refused", device_id=event.principal.device_id, detail=event.reason
+                )
+            case BacklogLoaded():
+                backlog.on_loaded(self._state, event)
+            case LanesListed():
+                backlog.on_lanes(self._state, event)
+            case DelayedLoaded():
+                backlog.on_delayed(self._state, event)
+            case OpenTasksLoaded():
+                intake.on_open_tasks(self._state, event)
+            case _:
+                assert_never(event)
+
+    def _on_message(self, peer: Peer, principal: Principal, message: Inbound, facts: Facts) -> None:
+        match message:
+            case Enrol():
+                admin.on_enrol(self._state, peer, principal, message)
+            case Hello():
+                sessions.on_hello(self._state, self._dispatcher, peer, principal, message)
+            case (
+                Heartbeat() | Started() | Results() | Returned() | Progress() | RateReport()
+                | Goodbye()
+            ):  # fmt: skip
+                device = self._state.fleet.by_peer.get(peer)
+                if device is None or device.device_id != principal.device_id:
+                    sessions.on_unknown_session(self._state, peer)
+                else:
+                    self._on_device(device, message, facts)
+            case _:
+                self._on_client(peer, message, facts)
+
+    def _on_device(self, device: Device, message: WorkerMessage, facts: Facts) -> None:
+        state, dispatcher = self._state, self._dispatcher
+        device.heard_ms = state.now_ms
+        match message:
+            case Results():
+                results.on_results(state, dispatcher, device, message, facts)
+            case Started():
+                results.on_started(state, device, message)
+            case Heartbeat():
+                sessions.on_heartbeat(state, dispatcher, device, message)
+            case Returned():
+                results.on_returned(state, dispatcher, device, message)
+            case Progress():
+                results.on_progress(state, device, message)
+            case RateReport():
+                results.on_rate_report(state, message)
+            case Goodbye():
+                sessions.on_goodbye(state, dispatcher, device, message)
+            case Hello():
+                raise AssertionError("a Hello opens a session and never belongs to one")
+            case _:
+                assert_never(message)
+
+    def _on_client(self, peer: Peer, message: ClientMessage, facts: Facts) -> None:
+        state, dispatcher = self._state, self._dispatcher
+        match message:
+            case Submit():
+                intake.on_submit(state, peer, message, facts)
+            case Watch():
+                admin.on_watch(state, peer, message, facts)
+            case CancelTasks():
+                intake.on_cancel(state, peer, message, facts)
+            case RetryTasks():
+                intake.on_retry(state, peer, message, facts)
+            case DrainDevice():
+                admin.on_drain(state, peer, message)
+            case SetStrategy():
+                admin.on_strategy(state, peer, message)
+            case CreateToken():
+                admin.on_create_token(state, peer, message)
+            case RevokeToken():
+                admin.on_revoke_token(state, peer, message)
+            case RevokeDevice():
+                admin.on_revoke_device(state, dispatcher, peer, message)
+            case AskOverview():
+                admin.on_ask_overview(state, peer, message)
+            case AskDevices():
+                admin.on_ask_devices(state, peer, message)
+            case AskExplain():
+                admin.on_ask_explain(state, peer, message, facts)
+            case _:
+                assert_never(message)
+
+    def _on_tick(self, event: Tick) -> None:
+        state = self._state
+        gap_ms = state.now_ms - self._ticked_ms
+        self._ticked_ms = state.now_ms
+        former, state.wall_offset_ms = state.wall_offset_ms, event.wall_ms - state.now_ms
+        if abs(state.wall_offset_ms - former) > 1_000:
+            backlog.on_wall_step(state)
+        if gap_ms > _STALL_BEATS * state.settings.heartbeat_interval_ms:
+            sessions.forgive_silence(state)
+        if state.now_ms - self._pruned_ms >= _PRUNE_EVERY_MS:
+            self._prune()
+
+    def _prune(self) -> None:
+        """One small step; a busy master takes many, an idle one is left asleep for a while."""
+        state = self._state
+        self._pruned_ms = state.now_ms
+        state.changes.prune_before_wall = max(0, state.wall_ms - state.settings.retention_ms)
+
+    def _fire_timers(self) -> None:
+        state = self._state
+        while (name := state.timers.pop_due(state.now_ms)) is not None:
+            kind, _, rest = name.partition(" ")
+            match kind:
+                case "key":
+                    reopen(state, rest)
+                case "lease":
+                    sessions.on_lease_over(state, self._dispatcher, DeviceId(rest))
+                case "gone":
+                    sessions.on_reconnect_over(state, self._dispatcher, DeviceId(rest))
+                case _:
+                    raise AssertionError(f"nobody set a timer of kind {kind!r}")
+
+    # --- wants --------------------------------------------------------------------------------
+
+    def _wants_of_results(self, message: Results) -> Wants:
+        state = self._state
+        keys: list[tuple[JobId, bytes]] = []
+        unknown: list[TaskId] = []
+        for result in message.results:
+            task = state.tasks.get(TaskId(result.task_id))
+            if task is None:
+                unknown.append(TaskId(result.task_id))
+            elif result.children:
+                keys.extend(self._unknown_keys(task.job_id, result.children))
+        return Wants(keys=tuple(keys), tasks=self._unknown_tasks(unknown))
+
+    def _unknown_keys(
+        self, job_id: JobId, specs: Iterable[TaskSpec]
+    ) -> tuple[tuple[JobId, bytes], ...]:
+        state = self._state
+        hashed = ((job_id, unique_hash(one.unique_key)) for one in specs if one.unique_key)
+        return tuple(
+            key for key in hashed if key not in state.recent_keys and key not in state.fresh_keys
+        )
+
+    def _unknown_tasks(self, task_ids: Iterable[int]) -> tuple[TaskId, ...]:
+        state = self._state
+        return tuple(
+            TaskId(one) for one in task_ids if one not in state.tasks and one not in state.settled
+        )
+
+    def _unknown_jobs(self, job_id: JobId) -> tuple[JobId, ...]:
+        return () if not job_id or job_id in self._state.jobs else (job_id,)

@@ -1,0 +1,246 @@
+"""The ready queue: a bounded window of the backlog, fair by rate key within each priority.
+
+Ready tasks lie in lanes, one for each (type, labels, rate key, priority). Tasks of the same type
+and labels form a shape: any device that can run one can run all. Within a shape and priority, open
+lanes take turns, so a slow or closed key never stands in front of another. A lane holds its first
+tasks in memory; the rest stays in the database until there is room (`more`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from zmqcluster.core.events import LaneKey
+from zmqcluster.core.rates import RateKey
+from zmqcluster.core.rows import TaskRow
+from zmqcluster.model import PRIORITY_MAX, TaskId
+
+# A task's cost to the window beside its data: the row, its strings and its place in the queue.
+_ROW_BYTES: Final = 600
+
+
+class Shape:
+    """All ready tasks of one type and label set, and the lanes that may give one now."""
+
+    __slots__ = ("key", "labels", "lanes", "rotations", "task_type")
+
+    def __init__(self, task_type: str, labels: str) -> None:
+        self.key = (task_type, labels)
+        self.task_type = task_type
+        self.labels = tuple(labels.split(",")) if labels else ()
+        self.rotations: tuple[deque[Lane], ...] = tuple(deque() for _ in range(PRIORITY_MAX + 1))
+        self.lanes = 0
+
+
+class Lane:
+    """Ready tasks alike in type, labels, rate key and priority, oldest first.
+
+    count: live entries of `tasks`, which may also hold stale ones. cursor: the database has been
+    read up to this id. spilled: tasks went to the database only since the last read was asked for.
+    """
+
+    __slots__ = (
+        "count",
+        "cursor",
+        "key",
+        "loading",
+        "more",
+        "rate",
+        "rotated",
+        "shape",
+        "spilled",
+        "tasks",
+    )
+
+    def __init__(self, key: LaneKey, shape: Shape, rate: RateKey | None) -> None:
+        self.key = key
+        self.shape = shape
+        self.rate = rate
+        self.tasks: deque[TaskRow] = deque()
+        self.count = 0
+        self.rotated = False
+        self.more = False
+        self.cursor = 0
+        self.loading = False
+        self.spilled = False
+
+
+class ReadyQueue:
+    """Lanes, shapes and the window's bounds. Every operation is O(1) a task."""
+
+    def __init__(self, window_tasks: int, window_bytes: int, lane_tasks: int, lanes: int) -> None:
+        self._window_tasks = window_tasks
+        self._window_bytes = window_bytes
+        self._lane_tasks = lane_tasks
+        self._lanes_max = lanes
+        self.lanes: dict[LaneKey, Lane] = {}
+        self.shapes: dict[tuple[str, str], Shape] = {}
+        self.hungry: dict[Lane, None] = {}
+        self._where: dict[TaskId, Lane] = {}
+        self._bytes = 0
+        # Lanes exist in the database that are not in `lanes`.
+        self.unlisted = False
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, task_id: TaskId) -> bool:
+        return task_id in self._where
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._where) < self._window_tasks and self._bytes < self._window_bytes
+
+    @property
+    def lane_quota(self) -> int:
+        """How many tasks one lane may hold in memory, when all are to have some."""
+        return max(16, min(self._lane_tasks, self._window_tasks // (len(self.lanes) + 1)))
+
+    def lane(self, key: LaneKey, rate: RateKey | None) -> Lane | None:
+        """The lane of this key, made when there is room for one more; else None."""
+        lane = self.lanes.get(key)
+        if lane is not None:
+            return lane
+        if len(self.lanes) >= self._lanes_max:
+            self.unlisted = True
+            return None
+        shape = self.shapes.get((key.task_type, key.labels))
+        if shape is None:
+            shape = self.shapes[key.task_type, key.labels] = Shape(key.task_type, key.labels)
+        lane = self.lanes[key] = Lane(key, shape, rate)
+        shape.lanes += 1
+        # Tasks of a lane that was forgotten for want of room may lie in the database.
+        lane.more = self.unlisted
+        self._note_hunger(lane)
+        if rate is not None:
+            rate.lanes[lane] = None
+        return lane
+
+    def admit(self, task: TaskRow, lane: Lane | None) -> bool:
+        """Take a new task into the window, or leave it to the database. True: taken."""
+        if lane is None:
+            return False
+        if lane.more or not self.has_room or lane.count >= self.lane_quota:
+            if not lane.more:
+                lane.more = True
+                lane.cursor = max(lane.cursor, task.task_id - 1)
+            lane.spilled = True
+            self._note_hunger(lane)
+            return False
+        self.push(task, lane)
+        return True
+
+    def push(self, task: TaskRow, lane: Lane, *, first: bool = False) -> None:
+        """Queue a task whatever the bounds say: it was in memory, or was read for this lane."""
+        if first:
+            lane.tasks.appendleft(task)
+        else:
+            lane.tasks.append(task)
+        lane.count += 1
+        self._where[task.task_id] = lane
+        self._bytes += _ROW_BYTES + len(task.task_data)
+        self._rotate_in(lane)
+
+    def remove(self, task: TaskRow) -> None:
+        """Forget a queued task; its entry is skipped when it comes up. Unknown is fine."""
+        lane = self._where.pop(task.task_id, None)
+        if lane is not None:
+            self._forget(task, lane)
+
+    def pop(self, shape: Shape, priority: int, now_ms: int) -> TaskRow | None:
+        """The next task of this shape and priority whose rate key is open at now_ms."""
+        rotation = shape.rotations[priority]
+        while rotation:
+            lane = rotation[0]
+            if not lane.count or (lane.rate is not None and not lane.rate.is_open(now_ms)):
+                rotation.popleft()
+                lane.rotated = False
+                self._drop_if_idle(lane)
+                continue
+            task = self._take(lane)
+            rotation.rotate(-1)
+            return task
+        return None
+
+    def reopen(self, rate: RateKey) -> None:
+        """A rate key may have opened: its lanes take part again."""
+        for lane in rate.lanes:
+            if lane.count:
+                self._rotate_in(lane)
+
+    def shapes_at(self, priority: int) -> list[Shape]:
+        """Shapes that may have a task to give at this priority."""
+        return [shape for shape in self.shapes.values() if shape.rotations[priority]]
+
+    def waiting(self, rate: RateKey) -> int:
+        """How many tasks in memory wait for this key."""
+        return sum(lane.count for lane in rate.lanes)
+
+    def refills(self) -> Iterator[tuple[Lane, int]]:
+        """Lanes that should be read from the database now, and how many tasks each may get."""
+        for lane in list(self.hungry):
+            quota = self.lane_quota
+            if lane.loading or not lane.more or lane.count > quota // 2:
+                del self.hungry[lane]
+                continue
+            if not self.has_room:
+                return
+            del self.hungry[lane]
+            lane.loading = True
+            lane.spilled = False
+            yield lane, quota - lane.count
+
+    def loaded(self, lane: Lane, last_id: int, *, more: bool) -> None:
+        """A refill was read up to last_id; more: the database has others after it."""
+        lane.loading = False
+        lane.cursor = max(lane.cursor, last_id)
+        lane.more = more or lane.spilled
+        self._note_hunger(lane)
+        self._drop_if_idle(lane)
+
+    def listed(self, key: LaneKey, rate: RateKey | None) -> bool:
+        """A lane was found in the database. False: no room for it now, list again later."""
+        is_known = key in self.lanes
+        lane = self.lane(key, rate)
+        if lane is not None and not is_known:
+            lane.more = True
+            self._note_hunger(lane)
+        return lane is not None
+
+    def _take(self, lane: Lane) -> TaskRow:
+        while True:
+            task = lane.tasks.popleft()
+            # A stale entry is one whose task was removed (and perhaps queued again elsewhere).
+            if self._where.get(task.task_id) is lane:
+                del self._where[task.task_id]
+                self._forget(task, lane)
+                return task
+
+    def _forget(self, task: TaskRow, lane: Lane) -> None:
+        lane.count -= 1
+        self._bytes -= _ROW_BYTES + len(task.task_data)
+        if not lane.count:
+            lane.tasks.clear()
+        self._note_hunger(lane)
+
+    def _note_hunger(self, lane: Lane) -> None:
+        if lane.more and not lane.loading and lane.count <= self.lane_quota // 2:
+            self.hungry[lane] = None
+
+    def _rotate_in(self, lane: Lane) -> None:
+        if not lane.rotated:
+            lane.rotated = True
+            lane.shape.rotations[lane.key.priority].append(lane)
+
+    def _drop_if_idle(self, lane: Lane) -> None:
+        if lane.count or lane.more or lane.loading or lane.rotated:
+            return
+        if self.lanes.pop(lane.key, None) is None:
+            return
+        if lane.rate is not None:
+            del lane.rate.lanes[lane]
+        lane.shape.lanes -= 1
+        if not lane.shape.lanes:
+            del self.shapes[lane.shape.key]

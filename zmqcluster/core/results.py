@@ -1,0 +1,189 @@
+"""What devices say about attempts: begun, ended, given back. Only the holder of the current
+attempt is believed; the end of an attempt nobody has superseded is salvaged."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zmqcluster.core.dispatcher import TaskDispatcher, reopen
+from zmqcluster.core.events import Facts
+from zmqcluster.core.fleet import Device, Flight
+from zmqcluster.core.intake import add_task, apply_rule, find
+from zmqcluster.core.lifecycle import TaskCause
+from zmqcluster.core.rows import RecordRow, TaskRow
+from zmqcluster.core.state import MasterState
+from zmqcluster.messages import (
+    AttemptRef,
+    Progress,
+    RateReport,
+    ResultAck,
+    Results,
+    Returned,
+    Started,
+    TaskResult,
+)
+from zmqcluster.model import ERROR_CHARS_MAX, Outcome, TaskId, TaskState
+
+# Outcomes only the master may decide; a device that sends one is broken.
+_MASTERS_OWN: Final = (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST)
+
+
+def on_results(
+    state: MasterState, dispatcher: TaskDispatcher, device: Device, message: Results, facts: Facts
+) -> None:
+    """Accept each end that counts, fence the others, and acknowledge all."""
+    for result in message.results:
+        flight = flight_of(state, device, result.task_id, result.attempt)
+        if flight is not None:
+            _accept(state, dispatcher, device, flight, result, facts)
+        else:
+            _salvage(state, dispatcher, device, result, facts)
+        for rule in result.rates:
+            apply_rule(state, rule)
+    refs = tuple(AttemptRef(one.task_id, one.attempt) for one in message.results)
+    state.send(device.peer, ResultAck(refs))
+
+
+def on_started(state: MasterState, device: Device, message: Started) -> None:
+    """These attempts run now; a delayed rate key counts from here."""
+    for ref in message.refs:
+        flight = flight_of(state, device, ref.task_id, ref.attempt)
+        if flight is not None:
+            begin(state, flight)
+
+
+def begin(state: MasterState, flight: Flight) -> None:
+    """The attempt is known to run. Saying it twice changes nothing."""
+    if flight.begun:
+        return
+    flight.begun = True
+    task = flight.task
+    if task.state is TaskState.ASSIGNED:
+        task.started_wall = state.wall_ms
+        state.move(task, TaskCause.STARTED)
+    rate = state.rates.get(task.rate_key)
+    if rate is not None:
+        rate.began(state.now_ms)
+        reopen(state, rate.name)
+
+
+def on_returned(
+    state: MasterState, dispatcher: TaskDispatcher, device: Device, message: Returned
+) -> None:
+    """These attempts never began on this device; others may have them."""
+    for ref in message.refs:
+        flight = flight_of(state, device, ref.task_id, ref.attempt)
+        if flight is not None:
+            dispatcher.end(flight, Outcome.RETURNED, error=message.reason)
+
+
+def on_progress(state: MasterState, device: Device, message: Progress) -> None:
+    """Keep the newest word of each running task, in memory only."""
+    for note in message.notes:
+        flight = flight_of(state, device, note.task_id, note.attempt)
+        if flight is not None:
+            flight.progress, flight.note = note.done, note.note
+
+
+def on_rate_report(state: MasterState, message: RateReport) -> None:
+    """Rules learned in mid-task."""
+    for rule in message.rates:
+        apply_rule(state, rule)
+
+
+def flight_of(state: MasterState, device: Device, task_id: int, attempt: int) -> Flight | None:
+    """The attempt, if it is the current one and this device holds it: the fence."""
+    flight = state.flights.get(TaskId(task_id))
+    if flight is None or flight.task.attempt != attempt or flight.device_id != device.device_id:
+        return None
+    return flight
+
+
+def _accept(
+    state: MasterState,
+    dispatcher: TaskDispatcher,
+    device: Device,
+    flight: Flight,
+    result: TaskResult,
+    facts: Facts,
+) -> None:
+    outcome, error = _outcome_of(result)
+    _take_over(state, device, flight.task, result, outcome, facts)
+    dispatcher.end(
+        flight,
+        outcome,
+        error=error,
+        run_us=result.run_us,
+        retry_after_ms=result.retry_after_ms,
+    )
+
+
+def _salvage(
+    state: MasterState,
+    dispatcher: TaskDispatcher,
+    device: Device,
+    result: TaskResult,
+    facts: Facts,
+) -> None:
+    """A late end: it counts if no newer attempt was handed out, else it is fenced."""
+    task = find(state, TaskId(result.task_id), facts)
+    is_last = (
+        task is not None
+        and task.state is TaskState.PENDING
+        and task.attempt == result.attempt
+        and task.device_id == device.device_id
+    )
+    if task is None or not is_last:
+        state.event(
+            "result_fenced",
+            device_id=device.device_id,
+            task=task,
+            detail=f"attempt {result.attempt} of task {result.task_id}: {result.outcome}",
+        )
+        return
+    outcome, error = _outcome_of(result)
+    state.event("result_salvaged", task=task, detail=str(outcome))
+    _take_over(state, device, task, result, outcome, facts)
+    state.record_end(task, outcome, result.run_us, error)
+    dispatcher.conclude(task, outcome, error=error, retry_after_ms=result.retry_after_ms)
+
+
+def _outcome_of(result: TaskResult) -> tuple[Outcome, str]:
+    if result.outcome in _MASTERS_OWN:
+        return Outcome.FAILED, f"the device reported the outcome {result.outcome!s}"
+    return result.outcome, result.error[:ERROR_CHARS_MAX]
+
+
+def _take_over(
+    state: MasterState,
+    device: Device,
+    task: TaskRow,
+    result: TaskResult,
+    outcome: Outcome,
+    facts: Facts,
+) -> None:
+    """What an end brings with it: the result, children and records of a completed attempt."""
+    if outcome is not Outcome.COMPLETED:
+        device.row.failed += outcome is not Outcome.CANCELLED
+        state.save_device(device)
+        return
+    device.row.completed += 1
+    state.save_device(device)
+    state.fleet.durations.observe(task.task_type, result.run_us)
+    if task.cancel_requested:
+        return
+    task.result = result.result
+    # Before the parent's own end, so that its job is never without an open task in between.
+    for spec in result.children:
+        _, is_new = add_task(state, spec, task.job_id, task.task_id, facts)
+        state.count("children_added" if is_new else "children_known")
+    for record in result.records:
+        state.changes.records[record.table, record.key] = RecordRow(
+            table_name=record.table,
+            key=record.key,
+            job_id=task.job_id,
+            task_id=task.task_id,
+            attempt=task.attempt,
+            at_wall=state.wall_ms,
+            body=record.body,
+        )

@@ -1,0 +1,354 @@
+"""The master's memory, and the few ways in which everything else may change it.
+
+Whatever changes a task, a job or a device goes through here, so that what is in memory and what
+the turn writes cannot drift apart: `save` marks, `end_turn` copies the marked rows out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Final
+
+from msgspec import Struct, field
+
+from zmqcluster.core.delays import Delays
+from zmqcluster.core.effects import Action, Changes, Log, Send, Turn
+from zmqcluster.core.events import LaneKey, Peer, Principal
+from zmqcluster.core.fleet import Device, Fleet, Flight, give_back
+from zmqcluster.core.lifecycle import TaskCause, advance
+from zmqcluster.core.queue import Lane, ReadyQueue
+from zmqcluster.core.rates import RateKey
+from zmqcluster.core.rows import (
+    AssignmentRow,
+    DeviceRow,
+    EventRow,
+    JobRow,
+    KeyRow,
+    RateKeyRow,
+    TaskRow,
+    TokenRow,
+)
+from zmqcluster.core.settings import Settings
+from zmqcluster.core.timers import Timers
+from zmqcluster.messages import Outbound, TaskEnd
+from zmqcluster.model import NO_JOB, DeviceId, JobId, JobState, Role, TaskId, TaskState
+
+# Known unique keys kept in memory to save look-ups: the newest, whatever their job.
+_RECENT_KEYS_MAX: Final = 50_000
+
+_COUNTED: Final[dict[TaskState, str]] = {
+    TaskState.PENDING: "pending",
+    TaskState.ASSIGNED: "running",
+    TaskState.RUNNING: "running",
+    TaskState.COMPLETED: "completed",
+    TaskState.FAILED: "failed",
+    TaskState.CANCELLED: "cancelled",
+    TaskState.DEAD: "dead",
+}
+
+
+class Past(Struct):
+    """What the database knew when this master started. in_flight: assigned and running tasks."""
+
+    epoch: int
+    clock_ms: int = 0
+    next_task_id: int = 1
+    next_job_id: int = 1
+    in_flight: list[TaskRow] = field(default_factory=list)
+    jobs: list[JobRow] = field(default_factory=list)
+    devices: list[DeviceRow] = field(default_factory=list)
+    rate_keys: list[RateKeyRow] = field(default_factory=list)
+    keys: list[KeyRow] = field(default_factory=list)
+    tokens: list[TokenRow] = field(default_factory=list)
+
+
+class Listing(Struct):
+    """How far the database has been asked for its lanes. has_skipped: some found no room."""
+
+    after: LaneKey | None = None
+    is_asked: bool = False
+    has_skipped: bool = False
+
+
+class Watcher(Struct, frozen=True):
+    """Who wants to hear of an end."""
+
+    peer: Peer
+    request_id: bytes
+
+
+class MasterState:
+    """Everything the master knows now. Rows in here are live; rows in Changes are copies."""
+
+    def __init__(self, settings: Settings, past: Past, rng: Random) -> None:
+        self.settings = settings
+        self.rng = rng
+        self.epoch = past.epoch
+        self.now_ms = past.clock_ms
+        self.started_ms = past.clock_ms
+        self.wall_offset_ms = 0
+        self.tasks: dict[TaskId, TaskRow] = {}
+        self.flights: dict[TaskId, Flight] = {}
+        self.queue = ReadyQueue(
+            settings.window_tasks, settings.window_bytes, settings.lane_tasks, settings.lanes
+        )
+        self.listing = Listing()
+        self.delays = Delays(settings.delayed_tasks)
+        self.fleet = Fleet(settings.strategy, rng)
+        self.rates: dict[str, RateKey] = {}
+        self.timers = Timers()
+        self.jobs: dict[JobId, JobRow] = {}
+        self.keys: dict[bytes, KeyRow] = {}
+        self.tokens: dict[str, TokenRow] = {}
+        self.next_task_id = past.next_task_id
+        self.next_job_id = past.next_job_id
+        self.sessions = 0
+        self.turn = 0
+        self.committed_turn = 0
+        self.expiry_held_until_ms = 0
+        self.counters: dict[str, int] = {}
+        self.task_watchers: dict[TaskId, list[Watcher]] = {}
+        self.job_watchers: dict[JobId, list[Watcher]] = {}
+        self.watching: set[Peer] = set()
+        self.ends: dict[Watcher, list[TaskEnd]] = {}
+        # Unique keys by (job, hash): those not yet on disk, and the newest of the others.
+        self.fresh_keys: dict[tuple[JobId, bytes], TaskId] = {}
+        self.recent_keys: dict[tuple[JobId, bytes], TaskId] = {}
+        # Tasks that left memory in a turn not yet on disk: what a read may still show as open.
+        self.settled: dict[TaskId, TaskRow] = {}
+        self.submissions: dict[bytes, Outbound] = {}
+        self._settling: deque[tuple[int, Callable[[], object]]] = deque()
+        self._changes = Changes()
+        self._actions: list[Action] = []
+        self._new: set[TaskId] = set()
+        self._dirty: dict[TaskId, TaskRow] = {}
+        self._dirty_jobs: dict[JobId, JobRow] = {}
+        self._dirty_devices: dict[DeviceId, Device] = {}
+
+    # --- time ---------------------------------------------------------------------------------
+
+    @property
+    def wall_ms(self) -> int:
+        """Now, for people and rows."""
+        return self.now_ms + self.wall_offset_ms
+
+    # --- what the turn does -------------------------------------------------------------------
+
+    @property
+    def changes(self) -> Changes:
+        return self._changes
+
+    def act(self, action: Action) -> None:
+        """Do this once the turn is on disk."""
+        self._actions.append(action)
+
+    def send(self, peer: Peer, message: Outbound) -> None:
+        self._actions.append(Send(peer, message))
+
+    def log(self, level: str, text: str) -> None:
+        self._actions.append(Log(level, text))
+
+    def count(self, name: str, amount: int = 1) -> None:
+        self.counters[name] = self.counters.get(name, 0) + amount
+
+    def event(
+        self,
+        kind: str,
+        *,
+        task: TaskRow | None = None,
+        device_id: str = "",
+        job_id: int = 0,
+        detail: str = "",
+    ) -> None:
+        """Something a person should be able to find out later: a row and a counter."""
+        self.count(kind)
+        self._changes.events.append(
+            EventRow(
+                at_wall=self.wall_ms,
+                kind=kind,
+                task_id=task.task_id if task else 0,
+                attempt=task.attempt if task else 0,
+                job_id=task.job_id if task else job_id,
+                device_id=device_id or (task.device_id if task else ""),
+                detail=detail[:1000],
+            )
+        )
+
+    def end_turn(self) -> Turn:
+        """Copy what changed out, and start the next turn."""
+        changes = self._changes
+        for task_id, task in self._dirty.items():
+            rows = changes.new_tasks if task_id in self._new else changes.tasks
+            rows[task_id] = copy.copy(task)
+        for job_id, job in self._dirty_jobs.items():
+            changes.jobs[job_id] = copy.copy(job)
+        for device_id, device in self._dirty_devices.items():
+            changes.devices[device_id] = copy.copy(device.row)
+        if changes != _NOTHING:
+            changes.clock_ms = self.now_ms
+            changes.wall_ms = self.wall_ms
+        turn = Turn(self.turn, changes, self._actions)
+        self._changes, self._actions = Changes(), []
+        self._new.clear()
+        self._dirty.clear()
+        self._dirty_jobs.clear()
+        self._dirty_devices.clear()
+        return turn
+
+    def committed(self, turn: int) -> None:
+        """Forget what only stood in for rows that are on disk now."""
+        self.committed_turn = turn
+        settling = self._settling
+        while settling and settling[0][0] <= turn:
+            settling.popleft()[1]()
+
+    def until_committed(self, forget: Callable[[], object]) -> None:
+        """Something in memory stands in for a row of this turn; forget it once that is on disk."""
+        self._settling.append((self.turn, forget))
+
+    # --- tasks --------------------------------------------------------------------------------
+
+    def save(self, task: TaskRow) -> None:
+        self._dirty[task.task_id] = task
+
+    def add(self, task: TaskRow) -> None:
+        """A task that did not exist before this turn."""
+        self._new.add(task.task_id)
+        self._dirty[task.task_id] = task
+        self._tally(task, None)
+
+    def move(self, task: TaskRow, cause: TaskCause) -> None:
+        """Advance a task, with its job's counts; a terminal one leaves memory."""
+        former = task.state
+        advance(task, cause)
+        self.save(task)
+        if _COUNTED[former] != _COUNTED[task.state]:
+            self._tally(task, former)
+        if task.state.is_terminal:
+            self._retire(task)
+
+    def wait(self, task: TaskRow, *, first: bool = False) -> None:
+        """Put a pending task where it waits: among the delayed, or in its lane."""
+        self.tasks[task.task_id] = task
+        due_ms = self.due_ms(task)
+        if due_ms > self.now_ms:
+            if not self.delays.add(task.task_id, due_ms):
+                del self.tasks[task.task_id]
+            for evicted in self.delays.take_evicted():
+                self.tasks.pop(evicted, None)
+            return
+        lane = self.lane_of(task)
+        if lane is None:
+            # Thousands of lanes are ahead of it; it is found when lanes are listed again.
+            del self.tasks[task.task_id]
+            return
+        self.queue.push(task, lane, first=first)
+
+    def due_ms(self, task: TaskRow) -> int:
+        """Cluster time before which a pending task must not run."""
+        due = task.retry_at_ms
+        if task.not_before_wall:
+            due = max(due, task.not_before_wall - self.wall_offset_ms)
+        return due
+
+    def lane_of(self, task: TaskRow) -> Lane | None:
+        key = LaneKey(task.task_type, task.labels, task.rate_key, task.priority)
+        return self.queue.lane(key, self.rate(task.rate_key))
+
+    def rate(self, name: str) -> RateKey | None:
+        """The limits of this key; None for the empty one, which has none."""
+        if not name:
+            return None
+        rate = self.rates.get(name)
+        if rate is None:
+            rate = self.rates[name] = RateKey(name)
+        return rate
+
+    def land(self, flight: Flight) -> None:
+        """An attempt is in nobody's hands any more."""
+        task = flight.task
+        del self.flights[task.task_id]
+        device = self.fleet.devices.get(flight.device_id)
+        if device is not None and task.task_id in device.flights:
+            give_back(device, flight)
+            self.fleet.refresh(device)
+
+    def record_end(self, task: TaskRow, outcome: str, run_us: int = 0, error: str = "") -> None:
+        """Close the row of the task's current attempt."""
+        self._changes.assignments[task.task_id, task.attempt] = AssignmentRow(
+            task_id=task.task_id,
+            attempt=task.attempt,
+            device_id=task.device_id,
+            epoch=self.epoch,
+            assigned_wall=task.assigned_wall,
+            started_wall=task.started_wall,
+            ended_wall=self.wall_ms,
+            outcome=outcome,
+            run_us=run_us,
+            error=error,
+        )
+
+    # --- jobs, devices, keys --------------------------------------------------------------------
+
+    def job(self, job_id: JobId) -> JobRow:
+        """The job of a task in memory; every job with open tasks is in memory."""
+        if job_id == NO_JOB and NO_JOB not in self.jobs:
+            self.jobs[NO_JOB] = JobRow(NO_JOB, "", JobState.ACTIVE, self.wall_ms)
+        return self.jobs[job_id]
+
+    def save_job(self, job: JobRow) -> None:
+        self._dirty_jobs[job.job_id] = job
+
+    def save_device(self, device: Device) -> None:
+        self._dirty_devices[device.device_id] = device
+
+    def remember_key(self, key: tuple[JobId, bytes], task_id: TaskId) -> None:
+        """A unique key is taken; keep it near, forgetting the oldest of the remembered."""
+        recent = self.recent_keys
+        recent[key] = task_id
+        if len(recent) > _RECENT_KEYS_MAX:
+            del recent[next(iter(recent))]
+
+    def principal_of(self, row: KeyRow) -> Principal:
+        return Principal(role=Role(row.role), device_id=row.device_id)
+
+    def _tally(self, task: TaskRow, former: TaskState | None) -> None:
+        job = self.job(task.job_id)
+        if former is not None:
+            name = _COUNTED[former]
+            setattr(job, name, getattr(job, name) - 1)
+        name = _COUNTED[task.state]
+        setattr(job, name, getattr(job, name) + 1)
+        self._dirty_jobs[job.job_id] = job
+        if job.job_id != NO_JOB and not job.pending and not job.running:
+            self._finish(job)
+
+    def _finish(self, job: JobRow) -> None:
+        if job.state is JobState.ACTIVE:
+            job.state = JobState.FINISHED
+        job.finished_wall = self.wall_ms
+        self.until_committed(partial(self._forget_job, job))
+
+    def _forget_job(self, job: JobRow) -> None:
+        if not job.pending and not job.running:
+            self.jobs.pop(job.job_id, None)
+
+    def _retire(self, task: TaskRow) -> None:
+        task.finished_wall = self.wall_ms
+        self.tasks.pop(task.task_id, None)
+        self.settled[task.task_id] = task
+        self.until_committed(partial(self.settled.pop, task.task_id, None))
+        self.count(f"tasks_{task.state}")
+        watchers = self.task_watchers.pop(task.task_id, None)
+        of_job = self.job_watchers.get(task.job_id) if self.job_watchers else None
+        if watchers or of_job:
+            end = TaskEnd(task.task_id, task.state, task.result, task.error, task.attempt)
+            for watcher in (*(watchers or ()), *(of_job or ())):
+                self.ends.setdefault(watcher, []).append(end)
+
+
+_NOTHING: Final = Changes()
