@@ -16,11 +16,11 @@ WALL_MS: Final = "wall_ms"
 class MetaDAO(DAO):
     """Named integers: epoch, clock_ms, wall_ms, and what pruned jobs had counted."""
 
-    _WRITE: Final = MultiRow("INSERT OR REPLACE INTO meta (key, value) VALUES", 2)
+    _WRITE: Final = MultiRow("INSERT OR REPLACE INTO meta (key, value) {}", 2)
     _ADD: Final = MultiRow(
-        "INSERT INTO meta (key, value) VALUES",
-        2,
+        "INSERT INTO meta (key, value) {} "
         "ON CONFLICT (key) DO UPDATE SET value = value + excluded.value",
+        2,
     )
 
     def write(self, values: Mapping[str, int]) -> None:

@@ -18,11 +18,11 @@ class RecordDAO(DAO):
 
     _TABLE: Final = RowTable("records", RecordRow, verb="INSERT")
     _UPSERT: Final = MultiRow(
-        f"INSERT INTO records ({_TABLE.columns}) VALUES",
-        len(RecordRow.__struct_fields__),
+        f"INSERT INTO records ({_TABLE.columns}) {{}} "
         "ON CONFLICT (table_name, key) DO UPDATE SET job_id = excluded.job_id, "
         "task_id = excluded.task_id, attempt = excluded.attempt, at_wall = excluded.at_wall, "
         "body = excluded.body",
+        len(RecordRow.__struct_fields__),
     )
 
     def write(self, rows: Iterable[RecordRow]) -> None:

@@ -26,7 +26,7 @@ class RowTable(Generic[R]):
         self.name = name
         self.columns = ", ".join(fields)
         self._row_type = row_type
-        self._insert = MultiRow(f"{verb} INTO {name} ({self.columns}) VALUES", len(fields))
+        self._insert = MultiRow(f"{verb} INTO {name} ({self.columns}) {{}}", len(fields))
 
     def write(self, connection: sqlite3.Connection, rows: Iterable[R]) -> None:
         """Write all rows, in the caller's transaction."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from enum import StrEnum
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from zmqcluster.model import DeviceState, JobState, Outcome, Role, TaskState
 ROWS_MAX: Final = 512
 # SQLite's own default limit; distributions only raise it.
 PARAMETERS_MAX: Final = 32_766
+# Up to here a statement costs more than the rows it is filled up with.
+SMALL_SIZE: Final = 16
 
 SqlRow = tuple[Any, ...]
 
@@ -38,33 +40,58 @@ _register_adapters()
 
 
 class MultiRow:
-    """One SQL statement around `VALUES (…), (…), …`, for any number of rows.
+    """One SQL statement about a list of rows, for any number of rows.
 
-    head, tail: the SQL before and after the list. width: values in a row.
+    sql: has `{}` where a SELECT of the rows goes, its columns called column1, column2, …
+    width: values in a row.
+
+    A statement is prepared for 1, 2, 4 … 512 rows; the last rows of a batch go into the next
+    larger one, filled up with rows that its LIMIT leaves out.
     """
 
-    def __init__(self, head: str, width: int, tail: str = "") -> None:
+    def __init__(self, sql: str, width: int) -> None:
         row = f"({','.join('?' * width)})"
-        self._rows_max = largest_power_of_two(min(ROWS_MAX, PARAMETERS_MAX // width))
+        self._width = width
+        self._rows_max = largest_power_of_two(min(ROWS_MAX, (PARAMETERS_MAX - 1) // width))
         sizes = (2**i for i in range(self._rows_max.bit_length()))
+        # WHERE 1: without it SQLite takes a following ON CONFLICT for the ON of a join.
         # The very same str object each time: its hash is kept, so the statement cache is quick.
-        self._sql = {size: f"{head} {','.join([row] * size)} {tail}".strip() for size in sizes}
+        self._sql = {
+            size: sql.format(f"SELECT * FROM (VALUES {','.join([row] * size)}) WHERE 1 LIMIT ?")
+            for size in sizes
+        }
 
     def run(self, connection: sqlite3.Connection, rows: Sequence[SqlRow]) -> int:
         """Write rows, in order; says how many rows of the table it touched."""
         touched = start = 0
         while left := len(rows) - start:
-            size = min(self._rows_max, largest_power_of_two(left))
-            chunk = rows if size == len(rows) else rows[start : start + size]
-            cursor = connection.execute(self._sql[size], tuple(chain.from_iterable(chunk)))
-            touched += cursor.rowcount
-            start += size
+            size = self._size(left)
+            chunk = rows[start : start + size]
+            values = list(chain.from_iterable(chunk))
+            # 0 and not None, for which sqlite3 would look for an adapter.
+            values.extend(repeat(0, (size - len(chunk)) * self._width))
+            values.append(len(chunk))
+            touched += connection.execute(self._sql[size], values).rowcount
+            start += len(chunk)
         return touched
+
+    def _size(self, left: int) -> int:
+        """The statement to use when so many rows are left: a little too large is good."""
+        if left >= self._rows_max:
+            return self._rows_max
+        above = next_power_of_two(left)
+        is_near = above <= SMALL_SIZE or left * 4 >= above * 3
+        return above if is_near else above // 2
 
 
 def largest_power_of_two(limit: int) -> int:
     """The largest power of two not above limit, which is at least 1."""
     return 1 << (limit.bit_length() - 1)
+
+
+def next_power_of_two(least: int) -> int:
+    """The smallest power of two not below least, which is at least 1."""
+    return 1 << (least - 1).bit_length()
 
 
 class ByKeys:
@@ -84,7 +111,7 @@ class ByKeys:
         found: list[SqlRow] = []
         for start in range(0, len(keys), ROWS_MAX):
             part = tuple(keys[start : start + ROWS_MAX])
-            size = 1 << (len(part) - 1).bit_length()
+            size = next_power_of_two(len(part))
             # Filled up with the last key, so that ten prepared statements serve every length.
             full = part + part[-1:] * (size - len(part))
             found += connection.execute(self._sql[size], (*before, *full)).fetchall()

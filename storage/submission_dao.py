@@ -18,8 +18,7 @@ class SubmissionDAO(DAO):
     """The table `submissions`. 10,000 new tasks have neighbouring ids and take a few bytes."""
 
     _WRITE: Final = MultiRow(
-        "INSERT OR REPLACE INTO submissions (request_id, job_id, task_ids, existing, at_wall) "
-        "VALUES",
+        "INSERT OR REPLACE INTO submissions (request_id, job_id, task_ids, existing, at_wall) {}",
         5,
     )
 

@@ -39,16 +39,13 @@ _mutable_values: Final = attrgetter("task_id", *MUTABLE)
 class TaskDAO(DAO):
     """The table `tasks`."""
 
-    _INSERT: Final = MultiRow(f"INSERT INTO tasks ({COLUMNS}) VALUES", len(FIELDS))
-    _INSERT_MISSING: Final = MultiRow(
-        f"INSERT OR IGNORE INTO tasks ({COLUMNS}) VALUES", len(FIELDS)
-    )
+    _INSERT: Final = MultiRow(f"INSERT INTO tasks ({COLUMNS}) {{}}", len(FIELDS))
+    _INSERT_MISSING: Final = MultiRow(f"INSERT OR IGNORE INTO tasks ({COLUMNS}) {{}}", len(FIELDS))
     _UPDATE: Final = MultiRow(
         "UPDATE tasks SET "
         + ", ".join(f"{name} = new.column{i}" for i, name in enumerate(MUTABLE, start=2))
-        + " FROM (VALUES",
+        + " FROM ({}) AS new WHERE tasks.task_id = new.column1",
         1 + len(MUTABLE),
-        ") AS new WHERE tasks.task_id = new.column1",
     )
     _BY_IDS: Final = ByKeys(f"SELECT {COLUMNS} FROM tasks WHERE task_id IN ({{}})")
     _DELETE: Final = ByKeys("DELETE FROM tasks WHERE task_id IN ({})")
