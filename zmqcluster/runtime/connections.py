@@ -36,7 +36,8 @@ class Connections:
         """A message of a peer not known at this descriptor; the monitor was drained before."""
         current = self._peer_at.get(descriptor)
         if current is not None and _came_before(peer, current):
-            # The last words of one already lost, read after the first ones of its successor.
+            # The last words of one that is gone, read after the first ones of its successor.
+            self._lost.append(peer)
             return
         self._forget(descriptor)
         if descriptor in self._open:

@@ -36,7 +36,7 @@ class JoinToken(Struct, frozen=True, forbid_unknown_fields=True):
     """What a newcomer needs. role: what its own key will be. Prints without the secret.
 
     host: how other machines reach the master; empty leaves it to the newcomer's configuration.
-    expires_wall_ms: by the master's wall clock, which has the last word.
+    expires_wall_ms: by the master's wall clock, which has the last word; 0 is never.
     """
 
     host: ShortText
@@ -114,7 +114,7 @@ def decode_join_token(text: str) -> JoinToken:
 
 def require_unexpired(token: JoinToken, wall_ms: int) -> None:
     """Raises ConfigError(join_token) early; the master checks again by its own clock."""
-    if wall_ms >= token.expires_wall_ms:
+    if 0 < token.expires_wall_ms <= wall_ms:
         raise _bad(
             "it has expired by this machine's clock; "
             "make a new one with `distribute token create` on the master"
