@@ -16,6 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from zmqcluster.errors import StartError
+from zmqcluster.model import FRAME_BYTES_MAX
 from zmqcluster.security.keys import KeyPair
 
 HANDSHAKE_MS: Final = 3_000
@@ -27,6 +28,9 @@ BACKLOG: Final = 4096
 # 351 MiB with 16, at twice the throughput (measured for this project).
 RECEIVE_HWM: Final = 16
 SEND_HWM: Final = 64
+# libzmq compares its limit with the encrypted frame, longer by command name, nonce, tag and flags.
+# Without these 33 bytes a frame of exactly FRAME_BYTES_MAX cost its sender the connection.
+WIRE_BYTES_MAX: Final = FRAME_BYTES_MAX + 33
 # Subscriptions are all a peer may say to the PUB socket.
 CONTROL_IN_BYTES_MAX: Final = 4096
 HINTS_HWM: Final = 1000

@@ -18,7 +18,6 @@ from msgspec import Struct
 from zmq.utils import z85
 
 from zmqcluster.core.events import Principal
-from zmqcluster.model import FRAME_BYTES_MAX
 from zmqcluster.runtime.connections import Connections
 from zmqcluster.runtime.socket_options import (
     CONTROL_IN_BYTES_MAX,
@@ -29,6 +28,7 @@ from zmqcluster.runtime.socket_options import (
     RECONNECT_MAX_MS,
     RECONNECT_MS,
     SEND_HWM,
+    WIRE_BYTES_MAX,
     Context,
     Monitor,
     Socket,
@@ -189,7 +189,8 @@ class MasterSockets:
         """Peers whose connection closed since the last call; only such that were heard before.
 
         Call receive() first: what a peer said last may still be unread, and a frame read after
-        this makes the peer be named once more. A peer may be named twice, never wrongly.
+        this makes the peer be named once more. A peer may be named twice, never wrongly. A send
+        to it in the next instant may still say SENT: libzmq takes its queue down a little later.
         """
         self._drain_monitor()
         return self._connections.take_lost()
@@ -220,7 +221,7 @@ class MasterSockets:
         router = self._context.socket(zmq.ROUTER)
         lock_down(router, keys, DISPATCH_DOMAIN)
         router.set(zmq.ROUTER_MANDATORY, 1)
-        router.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        router.set(zmq.MAXMSGSIZE, WIRE_BYTES_MAX)
         router.set(zmq.RCVHWM, RECEIVE_HWM)
         router.set(zmq.SNDHWM, SEND_HWM)
         return router
@@ -356,7 +357,7 @@ class PeerSockets:
         socket.set(zmq.RECONNECT_IVL_MAX, int(RECONNECT_MAX_MS * jitter))
         socket.set(zmq.SNDHWM, PEER_SEND_HWM)
         socket.set(zmq.RCVHWM, PEER_RECEIVE_HWM)
-        socket.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        socket.set(zmq.MAXMSGSIZE, WIRE_BYTES_MAX)
         notice_dead_ends(socket)
         if ":" in self._host:
             socket.set(zmq.IPV6, 1)
