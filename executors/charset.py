@@ -95,9 +95,8 @@ def _guessed(body: bytes) -> str:
     """Nothing said: UTF-8 when it is valid, else the fallback of western browsers."""
     try:
         body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # A body cut at its size limit may end inside a character.
-        return "utf-8" if error.start >= len(body) - 3 else "cp1252"
+    except UnicodeDecodeError:
+        return "cp1252"
     return "utf-8"
 
 

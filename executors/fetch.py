@@ -327,7 +327,9 @@ def _classified(error: Exception) -> FetchFailed | EgressRefused:
         case aiohttp.ServerTimeoutError() | TimeoutError():
             return FetchFailed("no connection in time")
         case aiohttp.ClientResponseError() | HttpProcessingError():
-            return FetchFailed(f"not HTTP as we know it: {cause.message:.200}")
+            # From the second line on it quotes what the server sent.
+            problem = cause.message.partition("\n")[0].rstrip(":")
+            return FetchFailed(f"not HTTP as we know it: {problem:.200}")
         case UnicodeError():
             return FetchFailed("a host name that DNS cannot carry", lasting=True)
         case ValueError() if not isinstance(cause, OSError | aiohttp.ClientError):
