@@ -7,28 +7,14 @@ from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
-from zmqcluster.core.rows import (
-    AssignmentRow,
-    EventRow,
-    HeartbeatRow,
-    JobRow,
-    TaskRow,
-    TokenRow,
-)
+from storage.queries import TaskDetail
+from storage.task_listing import TaskFilter, TaskPage
+from zmqcluster.core.rows import HeartbeatRow, JobRow, TaskRow, TokenRow
 from zmqcluster.messages import ClientMessage, ToClient
-from zmqcluster.model import DeviceId, JobId, Role, TaskId, TaskState
+from zmqcluster.model import Role, TaskId
+from zmqcluster.views import TaskCounts
 
 T = TypeVar("T")
-
-
-class TaskFilter(Struct, frozen=True):
-    """Which tasks to list; None is "any". All that are given must hold."""
-
-    state: TaskState | None = None
-    task_type: str | None = None
-    job_id: JobId | None = None
-    device_id: DeviceId | None = None
-    rate_key: str | None = None
 
 
 class IssuedToken(Struct, frozen=True):
@@ -42,37 +28,41 @@ class IssuedToken(Struct, frozen=True):
 
 
 class Reader(Protocol):
-    """Read-only questions to the database, each bounded by its limit.
+    """Read-only questions to the database, each bounded; storage.queries.Queries is one.
 
-    Used by one thread at a time. `after` is the id of the last row already seen, 0 for none.
-    Rows come newest first (ids falling) or oldest first (ids rising).
+    Used by one thread at a time. All raise StorageError when the disk fails.
     """
 
     def list_tasks(
-        self, which: TaskFilter, *, after: int, limit: int, newest_first: bool
-    ) -> Sequence[TaskRow]:
-        """Tasks in id order. task_data and result may be left empty: a list does not show them."""
+        self,
+        wanted: TaskFilter,
+        *,
+        cursor: int | None = None,
+        limit: int = 100,
+        newest_first: bool = True,
+    ) -> TaskPage:
+        """Tasks in the order of their ids, from behind cursor on; a page may be short."""
 
-    def task(self, task_id: TaskId) -> TaskRow | None:
-        """One task, whole."""
+    def tasks_by_id(self, task_ids: Sequence[int]) -> dict[TaskId, TaskRow]:
+        """Those that exist."""
 
-    def assignments(self, task_id: TaskId, limit: int) -> Sequence[AssignmentRow]:
-        """The latest attempts of a task, in the order of their numbers."""
+    def task_detail(self, task_id: int) -> TaskDetail | None:
+        """A task with its attempts and events, as of one moment."""
 
-    def task_events(self, task_id: TaskId, limit: int) -> Sequence[EventRow]:
-        """The latest events of a task, oldest first."""
+    def list_jobs(self, before_id: int | None = None, limit: int = 100) -> list[JobRow]:
+        """Jobs below before_id, newest first."""
 
-    def list_jobs(self, *, after: int, limit: int, newest_first: bool) -> Sequence[JobRow]:
-        """Jobs in id order, without the nameless one."""
-
-    def job(self, job_id: JobId) -> JobRow | None:
+    def job(self, job_id: int) -> JobRow | None:
         """One job."""
 
-    def heartbeats(self, device_id: DeviceId, limit: int) -> Sequence[HeartbeatRow]:
-        """The latest kept samples of a device, newest first."""
+    def heartbeats(self, device_id: str, limit: int = 100) -> list[HeartbeatRow]:
+        """The newest samples of a device, newest first."""
 
-    def tokens(self, limit: int) -> Sequence[TokenRow]:
-        """Join tokens, newest first, revoked and expired ones too."""
+    def counts(self) -> TaskCounts:
+        """Tasks by state since the database began."""
+
+    def tokens(self) -> list[TokenRow]:
+        """All join tokens, used up and revoked ones too."""
 
 
 class Backend(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
@@ -121,8 +121,7 @@ class PageQuery(Body, frozen=True):
     """One page of a list. cursor: the `next_cursor` of the page before."""
 
     limit: Limit = LIST_DEFAULT
-    cursor: Id = 0
-    order: Annotated[str, Meta(pattern="^(newest|oldest)$")] = "newest"
+    cursor: Id | None = None
 
 
 class TaskQuery(PageQuery, frozen=True):
@@ -133,6 +132,7 @@ class TaskQuery(PageQuery, frozen=True):
     job_id: Id | None = None
     device_id: DeviceName | None = None
     rate_key: RateKeyText | None = None
+    order: Literal["newest", "oldest"] = "newest"
 
 
 class LimitQuery(Body, frozen=True):
@@ -180,7 +180,7 @@ class DoneView(View):
 class TaskView(View):
     """One task in a list. attempt: the number of the current or last hand-out, 0 before the
     first. failures: attempts that ended in an error. deaths: attempts that took their executor
-    along. retry_in_ms and the like are in /explain."""
+    along."""
 
     task_id: int
     job_id: int
@@ -228,7 +228,7 @@ class TaskDetailView(TaskView):
 
 
 class TaskPage(View):
-    """next_cursor: ask with it for the next page; null at the end."""
+    """next_cursor: ask with it for the next page; null at the end. A page can be short before."""
 
     tasks: list[TaskView]
     next_cursor: int | None = None
