@@ -27,8 +27,10 @@ class JobDAO(DAO):
         return {row.job_id: row for row in rows}
 
     def active(self) -> list[JobRow]:
-        """What the core keeps in memory: jobs under way, and row 0."""
-        active = self._TABLE.read(self._database, "state = 'active' AND job_id > 0")
+        """What the core keeps in memory: row 0, jobs under way, cancelled ones not yet swept."""
+        active = self._TABLE.read(
+            self._database, "(state = 'active' OR pending > 0 OR running > 0) AND job_id > 0"
+        )
         return self._TABLE.read(self._database, "job_id = 0") + active
 
     def page(self, before_id: int, limit: int) -> list[JobRow]:

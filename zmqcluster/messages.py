@@ -373,7 +373,7 @@ class Submit(Wire, frozen=True, tag="submit"):
     """Queue these. The same request_id again gives the same answer, whatever happened between.
 
     job_id: an existing job, or 0. job_name: not empty starts a new job of this name.
-    rates: rules set together with the tasks.
+    rates: rules set together with the tasks. watch: as if a Watch of the new tasks followed.
     """
 
     request_id: RequestId
@@ -381,6 +381,7 @@ class Submit(Wire, frozen=True, tag="submit"):
     job_id: Int63 = 0
     job_name: ShortText = ""
     rates: Annotated[tuple[RateRule, ...], Meta(max_length=256)] = ()
+    watch: bool = False
 
 
 class CancelTasks(Wire, frozen=True, tag="cancel"):

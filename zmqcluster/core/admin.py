@@ -13,7 +13,7 @@ from zmqcluster.core.fleet import Device
 from zmqcluster.core.intake import find
 from zmqcluster.core.rows import KeyRow, TaskRow, TokenRow
 from zmqcluster.core.sessions import close
-from zmqcluster.core.state import MasterState, Watcher
+from zmqcluster.core.state import MasterState
 from zmqcluster.messages import (
     Answer,
     AskDevices,
@@ -24,20 +24,16 @@ from zmqcluster.messages import (
     DrainDevice,
     Enrol,
     Enrolled,
-    Finished,
     HeartbeatAck,
     Refused,
     RevokeDevice,
     RevokeToken,
     SetStrategy,
-    TaskEnd,
-    Watch,
 )
 from zmqcluster.model import (
     NO_JOB,
     PROTOCOL_VERSION,
     DeviceId,
-    JobId,
     Outcome,
     RefusalCode,
     Role,
@@ -47,9 +43,6 @@ from zmqcluster.model import (
 from zmqcluster.views import DeviceView, ExplainView, OverviewView, RateKeyView, TaskCounts
 
 _RATE_KEYS_SHOWN: Final = 100
-# One Finished stays well below FRAME_BYTES_MAX.
-_FINISHED_BYTES: Final = 1024 * 1024
-_WATCHED_MAX: Final = 1_000_000
 
 
 def on_enrol(state: MasterState, peer: Peer, principal: Principal, message: Enrol) -> None:
@@ -158,47 +151,6 @@ def on_strategy(state: MasterState, peer: Peer, message: SetStrategy) -> None:
     state.fleet.set_strategy(message.strategy)
     state.event("strategy_changed", detail=str(message.strategy))
     state.send(peer, Changed(message.request_id))
-
-
-def on_watch(state: MasterState, peer: Peer, message: Watch, facts: Facts) -> None:
-    """Report ends from now on, and at once those that have come already."""
-    watcher = Watcher(peer, message.request_id)
-    state.watching.add(peer)
-    if message.job_id:
-        state.job_watchers.setdefault(JobId(message.job_id), []).append(watcher)
-    ended: list[TaskEnd] = []
-    for task_id in map(TaskId, message.task_ids):
-        task = find(state, task_id, facts)
-        if task is not None and task.state.is_terminal:
-            ended.append(TaskEnd(task_id, task.state, task.result, task.error, task.attempt))
-        elif task is not None and len(state.task_watchers) < _WATCHED_MAX:
-            state.task_watchers.setdefault(task_id, []).append(watcher)
-        else:
-            problem = "there is no such task" if task is None else "too many tasks are watched"
-            ended.append(TaskEnd(task_id, TaskState.FAILED, b"", problem))
-    state.ends.setdefault(watcher, []).extend(ended)
-
-
-def tell_watchers(state: MasterState) -> None:
-    """Send the ends of this turn, in frames of bounded size."""
-    for watcher, ends in state.ends.items():
-        start = size = 0
-        for index, end in enumerate(ends):
-            size += len(end.result) + len(end.error) + 64
-            if size > _FINISHED_BYTES or index - start == 5_000:
-                state.send(watcher.peer, Finished(watcher.request_id, tuple(ends[start:index])))
-                start, size = index, len(end.result)
-        state.send(watcher.peer, Finished(watcher.request_id, tuple(ends[start:])))
-    state.ends.clear()
-
-
-def forget_watcher(state: MasterState, peer: Peer) -> None:
-    """A client is gone."""
-    if peer not in state.watching:
-        return
-    state.watching.discard(peer)
-    _without(state.task_watchers, peer)
-    _without(state.job_watchers, peer)
 
 
 def on_ask_overview(state: MasterState, peer: Peer, message: AskOverview) -> None:
@@ -362,14 +314,3 @@ def _device_view(state: MasterState, device: Device) -> DeviceView:
         registered_wall=row.registered_wall,
         last_seen_wall=state.wall_ms if is_online else row.last_seen_wall,
     )
-
-
-def _without(
-    watchers: dict[TaskId, list[Watcher]] | dict[JobId, list[Watcher]], peer: Peer
-) -> None:
-    for key in [key for key, some in watchers.items() if any(one.peer == peer for one in some)]:
-        kept = [one for one in watchers[key] if one.peer != peer]  # type: ignore[index]  # own key
-        if kept:
-            watchers[key] = kept  # type: ignore[index]  # its own key
-        else:
-            del watchers[key]  # type: ignore[arg-type]  # its own key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from zmqcluster.core.dispatcher import reopen
 from zmqcluster.core.effects import AllowKey, ListLanes, LoadBacklog, LoadDelayed
 from zmqcluster.core.events import BacklogLoaded, DelayedLoaded, LanesListed, Principal
 from zmqcluster.core.fleet import Device
@@ -150,6 +151,7 @@ def _recover_rate(state: MasterState, row: RateKeyRow) -> None:
         next_at_ms=state.now_ms + row.delay_ms,
         closed_until_ms=min(row.closed_until_ms, state.now_ms + DELAY_MS_MAX),
     )
+    reopen(state, row.rate_key)
 
 
 def _is_news(state: MasterState, row: TaskRow) -> bool:

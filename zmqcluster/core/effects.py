@@ -127,6 +127,30 @@ class Changes(Struct):
     # Delete terminal tasks finished before this wall instant, a small step at a time; 0: none.
     prune_before_wall: int = 0
 
+    def add(self, later: Changes) -> None:
+        """Take over a later turn's changes, whose rows win."""
+        self.new_tasks.update(later.new_tasks)
+        self.unique_keys += later.unique_keys
+        self.tasks.update(later.tasks)
+        self.assignments.update(later.assignments)
+        self.jobs.update(later.jobs)
+        self.devices.update(later.devices)
+        self.heartbeats += later.heartbeats
+        self.rate_keys.update(later.rate_keys)
+        self.keys.update(later.keys)
+        self.tokens.update(later.tokens)
+        self.submissions += later.submissions
+        self.records.update(later.records)
+        self.events += later.events
+        self.clock_ms = later.clock_ms or self.clock_ms
+        self.wall_ms = later.wall_ms or self.wall_ms
+        self.prune_before_wall = later.prune_before_wall or self.prune_before_wall
+
+    @property
+    def size(self) -> int:
+        """How many task rows there are to write: what a commit takes time for."""
+        return len(self.new_tasks) + len(self.tasks) + len(self.unique_keys)
+
 
 class Turn(Struct):
     """All that came of one batch of events. number: counts the turns of this master from 1."""

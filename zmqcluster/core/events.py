@@ -83,11 +83,14 @@ class DelayedLoaded(Struct, frozen=True):
 
 
 class OpenTasksLoaded(Struct, frozen=True):
-    """Answer to LoadOpenTasks: pending tasks of a cancelled job. more: there are others."""
+    """Answer to LoadOpenTasks: pending tasks of a cancelled job.
+
+    next_id: ask again with this after_id, even when there were no rows; 0: that was all.
+    """
 
     job_id: JobId
     rows: tuple[TaskRow, ...]
-    more: bool
+    next_id: int
 
 
 class Committed(Struct, frozen=True):

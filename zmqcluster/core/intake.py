@@ -12,7 +12,8 @@ from zmqcluster.core.events import Facts, OpenTasksLoaded, Peer
 from zmqcluster.core.fleet import Flight
 from zmqcluster.core.lifecycle import TaskCause
 from zmqcluster.core.rows import JobRow, SubmissionRow, TaskRow, UniqueKeyRow
-from zmqcluster.core.state import MasterState
+from zmqcluster.core.state import MasterState, Watcher
+from zmqcluster.core.watching import watch_tasks
 from zmqcluster.messages import (
     Abort,
     AttemptRef,
@@ -36,7 +37,7 @@ from zmqcluster.model import (
 )
 
 # Pending tasks of a cancelled job are closed this many a turn.
-_SWEEP: Final = 2_000
+_SWEEP: Final = 1_000
 KEY_HASH_BYTES: Final = 16
 
 
@@ -73,6 +74,9 @@ def on_submit(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> 
         SubmissionRow(message.request_id, job.job_id, ids, existing, state.wall_ms)
     )
     state.count("tasks_submitted", len(ids) - len(existing))
+    if message.watch:
+        new_ids = [task_id for task_id, is_new in added if is_new]
+        watch_tasks(state, Watcher(peer, message.request_id), new_ids)
     state.send(peer, answer)
 
 
@@ -183,16 +187,14 @@ def abort(state: MasterState, flight: Flight) -> None:
 
 def on_open_tasks(state: MasterState, event: OpenTasksLoaded) -> None:
     """A page of what a cancelled job still had in the database."""
-    last_id = 0
     for row in event.rows:
-        last_id = row.task_id
         task = find(state, row.task_id, Facts(tasks={row.task_id: row}))
         if task is not None and task.state is TaskState.PENDING:
             state.queue.remove(task)
             state.delays.remove(task.task_id)
             state.move(task, TaskCause.CANCELLED)
-    if event.more:
-        state.act(LoadOpenTasks(event.job_id, last_id, _SWEEP))
+    if event.next_id:
+        state.act(LoadOpenTasks(event.job_id, event.next_id, _SWEEP))
 
 
 def on_retry(state: MasterState, peer: Peer, message: RetryTasks, facts: Facts) -> None:

@@ -8,7 +8,7 @@ from typing import Final, assert_never
 
 from msgspec import Struct
 
-from zmqcluster.core import admin, backlog, intake, results, sessions
+from zmqcluster.core import admin, backlog, intake, results, sessions, watching
 from zmqcluster.core.dispatcher import TaskDispatcher, reopen
 from zmqcluster.core.effects import Turn
 from zmqcluster.core.events import (
@@ -111,7 +111,7 @@ class MasterCore:
         self._dispatcher.dispatch()
         backlog.ask_for_more(state)
         if state.ends:
-            admin.tell_watchers(state)
+            watching.tell_watchers(state)
         is_busy = bool(state.changes.assignments)
         if is_busy and state.now_ms - self._pruned_ms >= _PRUNE_BUSY_MS:
             self._prune()
@@ -160,7 +160,7 @@ class MasterCore:
                 self._state.committed(event.turn)
             case PeerLost():
                 sessions.on_peer_lost(self._state, event.peer)
-                admin.forget_watcher(self._state, event.peer)
+                watching.forget_watcher(self._state, event.peer)
             case FrameRefused():
                 self._state.event(
                     "frame_refused", device_id=event.principal.device_id, detail=event.reason
@@ -223,7 +223,7 @@ class MasterCore:
             case Submit():
                 intake.on_submit(state, peer, message, facts)
             case Watch():
-                admin.on_watch(state, peer, message, facts)
+                watching.on_watch(state, peer, message, facts)
             case CancelTasks():
                 intake.on_cancel(state, peer, message, facts)
             case RetryTasks():

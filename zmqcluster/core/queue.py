@@ -37,8 +37,9 @@ class Shape:
 class Lane:
     """Ready tasks alike in type, labels, rate key and priority, oldest first.
 
-    count: live entries of `tasks`, which may also hold stale ones. cursor: the database has been
-    read up to this id. spilled: tasks went to the database only since the last read was asked for.
+    count: live entries of `tasks`, which may also hold stale ones. more: the database has others.
+    cursor: it has been read up to this id. loading: how many tasks the read under way may bring.
+    spilled: tasks went to the database only since that read was asked for.
     """
 
     __slots__ = (
@@ -63,7 +64,7 @@ class Lane:
         self.rotated = False
         self.more = False
         self.cursor = 0
-        self.loading = False
+        self.loading = 0
         self.spilled = False
 
 
@@ -80,6 +81,8 @@ class ReadyQueue:
         self.hungry: dict[Lane, None] = {}
         self._where: dict[TaskId, Lane] = {}
         self._bytes = 0
+        # Tasks that refills under way may bring.
+        self._reserved = 0
         # Lanes exist in the database that are not in `lanes`.
         self.unlisted = False
 
@@ -91,7 +94,11 @@ class ReadyQueue:
 
     @property
     def has_room(self) -> bool:
-        return len(self._where) < self._window_tasks and self._bytes < self._window_bytes
+        return self._room > 0 and self._bytes < self._window_bytes
+
+    @property
+    def _room(self) -> int:
+        return self._window_tasks - len(self._where) - self._reserved
 
     @property
     def lane_quota(self) -> int:
@@ -188,13 +195,15 @@ class ReadyQueue:
             if not self.has_room:
                 return
             del self.hungry[lane]
-            lane.loading = True
+            lane.loading = min(quota - lane.count, self._room)
+            self._reserved += lane.loading
             lane.spilled = False
-            yield lane, quota - lane.count
+            yield lane, lane.loading
 
     def loaded(self, lane: Lane, last_id: int, *, more: bool) -> None:
         """A refill was read up to last_id; more: the database has others after it."""
-        lane.loading = False
+        self._reserved -= lane.loading
+        lane.loading = 0
         lane.cursor = max(lane.cursor, last_id)
         lane.more = more or lane.spilled
         self._note_hunger(lane)

@@ -111,8 +111,8 @@ class MasterState:
         self.committed_turn = 0
         self.expiry_held_until_ms = 0
         self.counters: dict[str, int] = {}
-        self.task_watchers: dict[TaskId, list[Watcher]] = {}
-        self.job_watchers: dict[JobId, list[Watcher]] = {}
+        self.task_watchers: dict[TaskId, dict[Watcher, None]] = {}
+        self.job_watchers: dict[JobId, dict[Watcher, None]] = {}
         self.watching: set[Peer] = set()
         self.ends: dict[Watcher, list[TaskEnd]] = {}
         # Unique keys by (job, hash): those not yet on disk, and the newest of the others.

@@ -1,0 +1,79 @@
+"""What must hold between any two turns, whatever happened. Checked in tests and simulation."""
+
+from __future__ import annotations
+
+from zmqcluster.core.rows import TaskRow
+from zmqcluster.core.state import MasterState
+from zmqcluster.errors import InvariantError
+from zmqcluster.model import NO_JOB, TaskState
+
+_IN_FLIGHT = (TaskState.ASSIGNED, TaskState.RUNNING)
+
+
+def check(state: MasterState) -> None:
+    """Raise InvariantError naming the first thing that does not fit. O(everything in memory)."""
+    for task in state.tasks.values():
+        _check_task(state, task)
+    for task_id, flight in state.flights.items():
+        if state.tasks.get(task_id) is not flight.task:
+            _fail(flight.task, "is in flight and not in memory")
+        device = state.fleet.devices.get(flight.device_id)
+        if device is None or device.flights.get(task_id) is not flight:
+            _fail(flight.task, f"is in flight, and not among what {flight.device_id} holds")
+    _check_devices(state)
+    _check_rates(state)
+    for job in state.jobs.values():
+        counts = (job.pending, job.running, job.completed, job.failed, job.cancelled, job.dead)
+        if min(counts) < 0:
+            raise InvariantError(f"job {job.job_id} counts below zero: {counts}")
+
+
+def _check_task(state: MasterState, task: TaskRow) -> None:
+    places = (
+        task.task_id in state.flights,
+        task.task_id in state.queue,
+        task.task_id in state.delays,
+    )
+    if sum(places) != 1:
+        _fail(task, f"is in flight, queued, delayed: {places}; exactly one must hold")
+    if places[0] != (task.state in _IN_FLIGHT):
+        _fail(task, "and its place disagree about being in flight")
+    if places[0] and state.flights[task.task_id].device_id != task.device_id:
+        _fail(task, f"is held by {state.flights[task.task_id].device_id}")
+    if task.job_id != NO_JOB and task.job_id not in state.jobs:
+        _fail(task, f"is open, and its job {task.job_id} is not in memory")
+
+
+def _check_devices(state: MasterState) -> None:
+    for device in state.fleet.devices.values():
+        for pool, load in device.pools.items():
+            in_hand = sum(one.pool is pool for one in device.flights.values())
+            if load.in_hand != in_hand:
+                raise InvariantError(
+                    f"device {device.device_id} counts {load.in_hand} {pool} tasks, has {in_hand}"
+                )
+        if device.is_online != (state.fleet.by_peer.get(device.peer) is device):
+            raise InvariantError(f"device {device.device_id} and its session disagree")
+        for task_id, flight in device.flights.items():
+            if state.flights.get(task_id) is not flight:
+                _fail(flight.task, f"is with {device.device_id}, and not in flight")
+
+
+def _check_rates(state: MasterState) -> None:
+    running: dict[str, int] = {}
+    for flight in state.flights.values():
+        key = flight.task.rate_key
+        running[key] = running.get(key, 0) + 1
+    for rate in state.rates.values():
+        if rate.running != running.get(rate.name, 0):
+            raise InvariantError(
+                f"rate key {rate.name} counts {rate.running} running, "
+                f"has {running.get(rate.name, 0)}"
+            )
+
+
+def _fail(task: TaskRow, problem: str) -> None:
+    raise InvariantError(
+        f"task {task.task_id} ({task.state}, attempt {task.attempt}, "
+        f"last held by {task.device_id!r}) {problem}"
+    )

@@ -1,0 +1,354 @@
+"""The master's loop: poll, receive, decide, commit, send. One thread, five phases, one direction.
+
+What is decided while a commit is under way collects in the next batch; nothing leaves before the
+batch that holds its cause is on disk. Reads (facts, refills) happen on this thread, and the core
+hears of them before it hears of the next commit: see MasterCore.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+import zmq
+
+from storage.queries import Queries
+from zmqcluster import codec
+from zmqcluster.core.effects import (
+    Action,
+    AllowKey,
+    Changes,
+    DenyKey,
+    Log,
+    Publish,
+    Send,
+    Turn,
+)
+from zmqcluster.core.events import (
+    Committed,
+    Event,
+    FrameRefused,
+    MessageReceived,
+    PeerLost,
+    Principal,
+    Tick,
+)
+from zmqcluster.core.master import MasterCore
+from zmqcluster.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestRefused,
+    StartError,
+)
+from zmqcluster.messages import ClientMessage, Outbound, Refused, Submit, ToClient
+from zmqcluster.model import RefusalCode, Role
+from zmqcluster.runtime.clock import Clock
+from zmqcluster.runtime.doorbell import Doorbell
+from zmqcluster.runtime.journal import Apply, Journal
+from zmqcluster.runtime.lookups import Lookups
+from zmqcluster.runtime.mailbox import Mailbox
+from zmqcluster.runtime.transport import MasterSockets, Sent
+from zmqcluster.security.zap import Allowlist
+
+log = logging.getLogger(__name__)
+
+# Bounds of one turn: then decide, so that a flood delays nobody for long.
+FRAMES_PER_TURN: Final = 256
+# Rows collected while a commit runs. Beyond, nothing more is received: the senders wait.
+BATCH_ROWS_MAX: Final = 20_000
+TICK_MS: Final = 500
+# Frames a peer that does not read may have waiting here, besides its socket's own queue.
+BACKED_UP_FRAMES_MAX: Final = 256
+# Refused frames of authenticated peers become events at this rate; all are counted.
+FRAME_EVENTS_PER_TICK: Final = 5
+
+Check = Callable[[str, bytes], None]
+_LOCAL_CLIENT: Final = Principal(Role.CLIENT)
+_LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class MasterRuntime:
+    """Owns the core, the sockets and the journal of one master process.
+
+    check: refuses parameters a task type cannot run with (RequestRefused); pure and quick.
+    apply: writes one Changes durably. clock_ms: cluster time to go on from.
+    """
+
+    def __init__(
+        self,
+        core: MasterCore,
+        sockets: MasterSockets,
+        allowlist: Allowlist,
+        queries: Queries,
+        apply: Apply,
+        check: Check,
+        clock: Clock,
+        clock_ms: int,
+        dispatch_interval_ms: int = TICK_MS,
+    ) -> None:
+        self._core = core
+        self._sockets = sockets
+        self._allowlist = allowlist
+        self._check = check
+        self._clock = clock
+        self._offset_ms = clock_ms - clock.monotonic_ms()
+        self._tick_ms = min(dispatch_interval_ms, TICK_MS)
+        self._doorbell = Doorbell()
+        self._mailbox = Mailbox(self._doorbell)
+        self._journal = Journal(apply, self._doorbell.ring)
+        self._lookups = Lookups(queries, core)
+        self._batch = Changes()
+        self._is_batch_empty = True
+        # Actions of decided turns, oldest first, held back until their turn is on disk.
+        self._held: deque[tuple[int, list[Action]]] = deque()
+        self._committing_turn = 0
+        self._answers: list[Event] = []
+        self._backed_up: dict[bytes, deque[bytes]] = {}
+        self._next_tick_ms = 0
+        self._frame_events = 0
+        self._refused_frames = 0
+        self._is_stopping = False
+        self._poller = zmq.Poller()
+        self._poller.register(self._doorbell.fileno(), zmq.POLLIN)
+        # While the batch is full, only the end of the commit under way may wake us.
+        self._full_poller = zmq.Poller()
+        self._full_poller.register(self._doorbell.fileno(), zmq.POLLIN)
+        for socket in sockets.sockets:
+            self._poller.register(socket, zmq.POLLIN)
+
+    # --- from any thread ----------------------------------------------------------------------
+
+    def post(self, message: ClientMessage) -> Future[ToClient]:
+        """Ask the core from another thread of this process; see Mailbox.post."""
+        return self._mailbox.post(message)
+
+    def stop(self) -> None:
+        """End run() once everything decided so far is on disk and sent."""
+        self._is_stopping = True
+        self._doorbell.ring()
+
+    def counters(self) -> dict[str, float]:
+        """Everything counted since the start."""
+        counts: dict[str, float] = dict(self._core.state.counters)
+        sockets = self._sockets.counters
+        for name in sockets.__struct_fields__:
+            counts[f"socket_{name}"] = getattr(sockets, name)
+        counts["frames_refused"] = self._refused_frames
+        return counts
+
+    def offers(self, task_type: str) -> bool:
+        """Does any connected device run this type? For types this master has no code of."""
+        return any(task_type in one.types for one in list(self._core.state.fleet.by_peer.values()))
+
+    def check(self, task_type: str, data: bytes) -> None:
+        """Refuse a task nobody could run; types only devices know are taken on trust."""
+        try:
+            self._check(task_type, data)
+        except RequestRefused as refusal:
+            if refusal.code != RefusalCode.UNKNOWN_TASK_TYPE or not self.offers(task_type):
+                raise
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until stop(). Raises StorageError when a commit fails: stop the process then."""
+        try:
+            while not (self._is_stopping and self._is_settled()):
+                self._turn()
+        finally:
+            self._mailbox.close(StartError("the master is stopping"))
+            self._journal.close()
+
+    def close(self) -> None:
+        """After run() has ended."""
+        self._sockets.close()
+        self._doorbell.close()
+
+    def _turn(self) -> None:
+        self._wait()
+        now_ms = self._now_ms()
+        events: list[Event] = []
+        if now_ms >= self._next_tick_ms:
+            self._next_tick_ms = now_ms + self._tick_ms
+            self._frame_events = 0
+            events.append(Tick(self._clock.wall_ms()))
+        is_committed = self._journal.take_done()
+        if is_committed:
+            self._release(self._committing_turn)
+        if self._backed_up:
+            self._send_backed_up()
+        events += self._answers
+        self._answers = []
+        self._sockets.answer_zap()
+        if not self._is_stopping:
+            self._receive(events)
+        events += [PeerLost(peer) for peer in self._lost_peers()]
+        if is_committed:
+            events.append(Committed(self._committing_turn))
+        self._decide(now_ms, events)
+        self._commit()
+
+    def _wait(self) -> None:
+        """Until there is something to do; frames wait outside while the batch is full."""
+        if self._answers or self._backed_up:
+            timeout_ms = 1 if self._backed_up and not self._answers else 0
+        else:
+            wake_ms = self._core.next_wake_ms()
+            until_ms = self._next_tick_ms if wake_ms is None else min(wake_ms, self._next_tick_ms)
+            timeout_ms = max(0, until_ms - self._now_ms())
+        poller = self._full_poller if self._is_batch_full else self._poller
+        poller.poll(timeout_ms)
+        self._doorbell.hush()
+
+    def _receive(self, events: list[Event]) -> None:
+        if not self._is_batch_full:
+            for peer, principal, frame in self._sockets.receive(FRAMES_PER_TURN):
+                self._on_frame(events, peer, principal, frame)
+        for peer, message in self._mailbox.take():
+            facts = self._lookups.facts_for(message)
+            events.append(MessageReceived(peer, _LOCAL_CLIENT, message, facts))
+
+    def _on_frame(
+        self, events: list[Event], peer: bytes, principal: Principal, frame: bytes
+    ) -> None:
+        try:
+            message = codec.decode_inbound(principal.role, frame)
+        except RemoteProtocolError as error:
+            self._refused_frames += 1
+            self._frame_events += 1
+            if self._frame_events <= FRAME_EVENTS_PER_TICK:
+                events.append(FrameRefused(principal, str(error)))
+            return
+        if isinstance(message, Submit):
+            refused = self._refusal(message)
+            if refused is not None:
+                self._send(peer, refused)
+                return
+        facts = self._lookups.facts_for(message)
+        events.append(MessageReceived(peer, principal, message, facts))
+
+    def _refusal(self, message: Submit) -> Refused | None:
+        for index, spec in enumerate(message.tasks):
+            try:
+                self.check(spec.task_type, spec.data)
+            except RequestRefused as refusal:
+                problem = f"task {index}: {refusal.problem}"
+                return Refused(message.request_id, RefusalCode(refusal.code), problem)
+        return None
+
+    def _decide(self, now_ms: int, events: list[Event]) -> None:
+        wake_ms = self._core.next_wake_ms()
+        if not events and (wake_ms is None or wake_ms > now_ms):
+            return
+        self._collect(self._core.handle(now_ms, events))
+
+    def _collect(self, turn: Turn) -> None:
+        # Only a turn that changes something is stamped with the time.
+        if turn.changes.clock_ms:
+            self._batch.add(turn.changes)
+            self._is_batch_empty = False
+        self._held.append((turn.number, turn.actions))
+
+    def _commit(self) -> None:
+        if self._journal.is_busy:
+            return
+        if not self._held:
+            return
+        last_turn = self._held[-1][0]
+        if self._is_batch_empty:
+            self._release(last_turn)
+            return
+        self._committing_turn = last_turn
+        batch, self._batch, self._is_batch_empty = self._batch, Changes(), True
+        self._journal.commit(batch)
+
+    def _release(self, turn: int) -> None:
+        """Do what was decided up to this turn: all of it is on disk."""
+        while self._held and self._held[0][0] <= turn:
+            for action in self._held.popleft()[1]:
+                self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Send(peer, message):
+                self._send(peer, message)
+            case Publish(hint):
+                self._sockets.publish(codec.encode(hint))
+            case AllowKey(public_key, principal):
+                self._allowlist.allow(public_key, principal)
+            case DenyKey(public_key):
+                self._allowlist.deny(public_key)
+            case Log(level, text):
+                log.log(_LEVELS[level], "%s", text)
+            case _:
+                answer = self._lookups.answer(action)
+                assert answer is not None, action
+                self._answers.append(answer)
+
+    def _send(self, peer: bytes, message: Outbound) -> None:
+        if Mailbox.is_local(peer):
+            self._mailbox.answer(peer, message)
+            return
+        frame = self._encode(message)
+        waiting = self._backed_up.get(peer)
+        if waiting is not None:
+            self._back_up(peer, waiting, frame)
+            return
+        match self._sockets.send(peer, frame):
+            case Sent.GONE:
+                self._answers.append(PeerLost(peer))
+            case Sent.FULL:
+                self._backed_up[peer] = deque([frame])
+            case Sent.SENT:
+                pass
+
+    def _back_up(self, peer: bytes, waiting: deque[bytes], frame: bytes) -> None:
+        """A peer that does not read: what it misses beyond this is found by reconciliation."""
+        if len(waiting) < BACKED_UP_FRAMES_MAX:
+            waiting.append(frame)
+        else:
+            self._core.state.count("frames_dropped_full")
+
+    def _send_backed_up(self) -> None:
+        for peer, waiting in list(self._backed_up.items()):
+            while waiting:
+                sent = self._sockets.send(peer, waiting[0])
+                if sent is Sent.FULL:
+                    break
+                if sent is Sent.GONE:
+                    self._answers.append(PeerLost(peer))
+                    waiting.clear()
+                    break
+                waiting.popleft()
+            if not waiting:
+                del self._backed_up[peer]
+
+    @staticmethod
+    def _encode(message: Outbound) -> bytes:
+        try:
+            return codec.encode(message)
+        except LocalProtocolError:
+            request_id = getattr(message, "request_id", None)
+            if request_id is None:
+                raise
+            problem = "the answer is too large for one frame: ask for less"
+            return codec.encode(Refused(request_id, RefusalCode.BAD_REQUEST, problem))
+
+    def _lost_peers(self) -> list[bytes]:
+        lost = self._sockets.lost_peers()
+        for peer in lost:
+            self._backed_up.pop(peer, None)
+        return lost
+
+    @property
+    def _is_batch_full(self) -> bool:
+        return self._batch.size >= BATCH_ROWS_MAX
+
+    def _is_settled(self) -> bool:
+        return not (self._journal.is_busy or self._held or self._answers)
+
+    def _now_ms(self) -> int:
+        return self._clock.monotonic_ms() + self._offset_ms
