@@ -153,6 +153,9 @@ class WorkerBench:
         self.assign_seq += 1
         self.hears(Assign(self.epoch, self.assign_seq, orders))
 
+    def is_registered(self) -> bool:
+        return self.core.is_registered
+
     # --- what it wants ---
 
     def take(self, kind: type[OneEffect]) -> list[OneEffect]:

@@ -21,9 +21,6 @@ _BEATS_REMEMBERED: Final = 16
 _BEAT_JITTER: Final = 0.1
 
 _REGISTERED: Final = "Device registered successfully"
-_BAD_HANDSHAKE: Final = (
-    " (something answers, but the handshake fails: is it the master this worker joined?)"
-)
 _FATAL: Final = {
     RefusalCode.VERSION: "the master speaks another version of the protocol",
     RefusalCode.FORBIDDEN: "the master does not accept this device",
@@ -36,6 +33,16 @@ class Link(StrEnum):
     AWAY = "away"
     GREETING = "greeting"
     OPEN = "open"
+
+
+class Trouble(StrEnum):
+    """What keeps a session from being; each is said in its own words."""
+
+    AWAY = "away"
+    KEY = "key"
+    HANDSHAKE = "handshake"
+    EPOCH = "epoch"
+    REFUSED = "refused"
 
 
 class Session:
@@ -61,8 +68,10 @@ class Session:
         self._hello_due_ms: int | None = None
         self._reconnect_due_ms: int | None = None
         self._complain_due_ms: int | None = None
+        self._complaints = 0
+        self._trouble: tuple[Trouble, str, str] | None = None
+        self._may_repeat_ms: dict[Trouble, int] = {}
         self._live_elsewhere_since_ms: int | None = None
-        self._is_handshake_bad = False
         self._beat_due_ms = 0
         self._beat_seq = 0
         self._beats_sent_ms: dict[int, int] = {}
@@ -79,7 +88,6 @@ class Session:
 
     def on_connected(self, now_ms: int) -> None:
         self._reconnect_due_ms = None
-        self._is_handshake_bad = False
         self.greet(now_ms)
 
     def on_disconnected(self, now_ms: int, effects: list[WorkerEffect]) -> None:
@@ -91,16 +99,20 @@ class Session:
         self._leave()
 
     def on_key_refused(self, now_ms: int, effects: list[WorkerEffect]) -> None:
-        if self._is_time_to_complain(now_ms):
-            text = (
-                f"The master at {self._master} does not accept this worker's key (revoked, or the "
-                "master was set up anew): join again with a new token. Trying again until then"
-            )
-            effects.append(Say("error", text))
+        text = (
+            f"The master at {self._master} does not accept this worker's key (revoked, or the "
+            "master was set up anew): join again with a new token. Trying again until then"
+        )
+        self._say(now_ms, (Trouble.KEY, "error", text), effects)
         self._reconnect_later(now_ms)
 
     def on_handshake_failed(self, now_ms: int) -> None:
-        self._is_handshake_bad = True
+        text = (
+            f"Master not reachable at {self._master}: something answers, but the handshake fails; "
+            "is it the master this worker joined? Trying again"
+        )
+        # Also what a master looks like that goes down just now: not said before it lasts.
+        self._trouble = (Trouble.HANDSHAKE, "warning", text)
         self._reconnect_later(now_ms)
 
     def on_welcome(self, now_ms: int, welcome: Welcome, effects: list[WorkerEffect]) -> bool:
@@ -115,7 +127,7 @@ class Session:
                 f"The master at {self._master} is in epoch {welcome.epoch}, but epoch {self.epoch} "
                 "was seen: an old copy of it answers. Restart this worker if that is meant"
             )
-            effects.append(Say("error", text))
+            self._say(now_ms, (Trouble.EPOCH, "error", text), effects)
             self._reconnect_later(now_ms)
             return False
         if self.link is Link.GREETING:
@@ -128,8 +140,10 @@ class Session:
         self._timeout_ms = welcome.device_timeout_ms
         # The master counted this device alive no earlier than when it said Hello.
         self._lease_until_ms = self._hello_sent_ms + self._timeout_ms
-        self._tries = 0
+        self._tries = self._complaints = 0
         self._hello_due_ms = self._complain_due_ms = self._live_elsewhere_since_ms = None
+        self._trouble = None
+        self._may_repeat_ms.clear()
         self._beats_sent_ms.clear()
         self._plan_beat(now_ms)
         return True
@@ -175,8 +189,8 @@ class Session:
         elif refused.code is RefusalCode.DEVICE_LIVE:
             self._on_live_elsewhere(now_ms, effects)
         else:
-            if self._is_time_to_complain(now_ms):
-                effects.append(Say("warning", f"The master said: {refused.problem}; trying again"))
+            text = f"The master at {self._master} says: {refused.problem}; trying again"
+            self._say(now_ms, (Trouble.REFUSED, "warning", text), effects)
             self.greet(now_ms, now_ms + self._next_backoff_ms())
 
     # --- what is due -----------------------------------------------------------------------------
@@ -273,20 +287,25 @@ class Session:
         self._beat_due_ms = now_ms + max(1, int(self._interval_ms * (1 - early)))
 
     def _complain(self, now_ms: int, effects: list[WorkerEffect]) -> None:
-        """Say that the master is not there: soon, and then now and again, not at each try."""
+        """Say that there is no session: soon, and then now and again, not at each try."""
         if self._complain_due_ms is None:
             self._complain_due_ms = now_ms + UNREACHABLE_AFTER_MS
-        elif self._is_time_to_complain(now_ms):
-            why = _BAD_HANDSHAKE if self._is_handshake_bad else ""
-            text = f"Master not reachable at {self._master}{why}; trying again until it answers"
-            effects.append(Say("warning", text))
-            if self.link is Link.AWAY and self._reconnect_due_ms is None:
-                # The transport tries by itself, but may hold on to an address that has moved.
-                effects.append(Reconnect())
-
-    def _is_time_to_complain(self, now_ms: int) -> bool:
-        """At most one line in a while, however often something goes wrong."""
-        if self._complain_due_ms is not None and now_ms < self._complain_due_ms:
-            return False
+        if now_ms < self._complain_due_ms:
+            return
         self._complain_due_ms = now_ms + UNREACHABLE_AGAIN_MS
-        return True
+        text = f"Master not reachable at {self._master}; trying again until it answers"
+        self._say(now_ms, self._trouble or (Trouble.AWAY, "warning", text), effects)
+        self._complaints += 1
+        if self._complaints > 1 and self.link is Link.AWAY and self._reconnect_due_ms is None:
+            # The transport tries by itself, but holds on to an address that may have moved.
+            effects.append(Reconnect())
+
+    def _say(
+        self, now_ms: int, trouble: tuple[Trouble, str, str], effects: list[WorkerEffect]
+    ) -> None:
+        """At most one line of a kind in a while, however often it goes wrong."""
+        self._trouble = trouble
+        kind, level, text = trouble
+        if now_ms >= self._may_repeat_ms.get(kind, 0):
+            self._may_repeat_ms[kind] = now_ms + UNREACHABLE_AGAIN_MS
+            effects.append(Say(level, text))
