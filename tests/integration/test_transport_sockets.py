@@ -401,8 +401,8 @@ def test_peer_that_does_not_read_makes_sends_full_and_costs_nobody_else(
     outcomes = [master.sockets.send(peer_of[b"lazy"], frame) for _ in range(5_000)]
 
     assert outcomes[0] is Sent.SENT
-    assert outcomes[-1] is Sent.FULL
-    assert master.sockets.counters.sent_full > 0
+    assert set(outcomes) == {Sent.SENT, Sent.FULL}
+    assert master.sockets.counters.sent_full == outcomes.count(Sent.FULL)
     assert master.sockets.send(peer_of[b"eager"], b"you") is Sent.SENT
     master.until(lambda: eager.receive(10) == [b"you"])
 
@@ -415,9 +415,12 @@ def test_one_turn_reads_no_more_than_asked_for(master: MasterBench, peers: Peers
         worker.send(b"%d" % number)
     router = master.sockets.sockets[0]
 
-    counts = [len(master.sockets.receive(3)) for _ in range(4) if router.poll(1000)]
+    counts: list[int] = []
+    while sum(counts) < 10 and router.poll(1000):
+        counts.append(len(master.sockets.receive(3)))
 
-    assert counts == [3, 3, 3, 1]
+    assert sum(counts) == 10
+    assert max(counts) <= 3
 
 
 def test_wrong_server_key_never_connects_and_is_told_apart(
