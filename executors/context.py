@@ -240,6 +240,11 @@ class TaskContext:
         self._rated[rate_key] = (at, merged)
 
     @property
+    def output_bytes(self) -> int:
+        """About what children and records take on the wire; at most OUTPUT_BYTES_MAX."""
+        return self._output_bytes
+
+    @property
     def rates(self) -> tuple[RateRule, ...]:
         """The rules reported so far, closures shortened by the time that has passed since."""
         if not self._rated:
