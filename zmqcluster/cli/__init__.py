@@ -1,0 +1,1 @@
+"""The command line: `python main.py distribute VERB …` and `python main.py crawl URL…`."""

@@ -1,0 +1,22 @@
+"""Entry: `python main.py distribute VERB …` and `python main.py crawl URL…`."""
+
+import argparse
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  # an older one shall say so, too
+    sys.exit("zmqcluster needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+try:
+    from zmqcluster.cli.app import DistributionCLI
+    from zmqcluster.cli.arguments import parse
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Run `make setup` once, then start with .venv/bin/python.")
+
+
+def _parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The checked arguments; wrong ones end the process with usage and exit code 2."""
+    return parse(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(DistributionCLI(_parse_args()).run())

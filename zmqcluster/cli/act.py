@@ -1,0 +1,221 @@
+"""Verbs that change something: cancel, retry, drain, resume, token."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from msgspec import Struct
+
+from zmqcluster.cli.call import DONE, FAILED, Call, Verb, Words
+from zmqcluster.cli.show import list_tasks
+from zmqcluster.cli.times import wall_text
+from zmqcluster.cli.values import device_id, duration, positive, task_id, token_id
+from zmqcluster.config import DEFAULTS
+from zmqcluster.errors import ConfigError
+from zmqcluster.model import Role
+from zmqcluster.rest.schemas import (
+    ChangedView,
+    DoneView,
+    IssuedTokenView,
+    TokenBody,
+    TokenList,
+    UntouchedView,
+)
+
+RETRY_TASKS_MAX: Final = 10_000
+TOKEN_TTL_S: Final = 24 * 3600.0
+
+
+class ActedView(Struct):
+    """What a command changed, over all its requests."""
+
+    task_ids: list[int]
+    untouched: list[UntouchedView]
+
+
+def cancel(call: Call) -> int:
+    """Cancel tasks, or every open task of a job."""
+    args = call.args
+    if bool(args.ids) == (args.job is not None):
+        raise ConfigError("cancel", "name tasks, or one job with --job; not both")
+    if args.job is not None:
+        return _told(call, [f"/jobs/{args.job}/cancel"], "cancelled")
+    return _told(call, [f"/tasks/{number}/cancel" for number in args.ids], "cancelled")
+
+
+def retry(call: Call) -> int:
+    """Put tasks back into the queue."""
+    args = call.args
+    if bool(args.ids) == (args.status is not None):
+        raise ConfigError("retry", "name tasks, or all of a state with --status; not both")
+    numbers = args.ids
+    if args.status is not None:
+        found = list_tasks(call, limit=RETRY_TASKS_MAX, state=args.status, job_id=args.job)
+        numbers = [each.task_id for each in found]
+    return _told(call, [f"/tasks/{number}/retry" for number in numbers], "queued again")
+
+
+def _told(call: Call, paths: list[str], word: str) -> int:
+    """Post to each path and say what changed; failed when something named did not."""
+    acted = ActedView([], [])
+    for path in paths:
+        changed = call.api.ask("POST", path, ChangedView)
+        acted.task_ids += changed.task_ids
+        acted.untouched += changed.untouched
+    if call.out.as_json:
+        call.out.data(acted)
+    else:
+        call.out.line(f"{len(acted.task_ids)} {word}.")
+        for each in acted.untouched:
+            call.out.line(f"Task {each.task_id} is as it was: {each.why}")
+    return FAILED if acted.untouched else DONE
+
+
+def drain(call: Call) -> int:
+    """Give a device nothing new."""
+    return _device(call, "POST", "/drain", "gets nothing new; what it runs, it finishes")
+
+
+def resume(call: Call) -> int:
+    """Give a drained device work again."""
+    return _device(call, "POST", "/resume", "gets work again")
+
+
+def revoke(call: Call) -> int:
+    """Shut a device out."""
+    return _device(call, "DELETE", "", "is shut out; its tasks go elsewhere")
+
+
+def _device(call: Call, method: str, end: str, told: str) -> int:
+    call.api.ask(method, f"/devices/{call.args.id}{end}", DoneView)
+    if call.out.as_json:
+        call.out.data({"device_id": call.args.id, "done": True})
+    else:
+        call.out.line(f"Device {call.args.id} {told}.")
+    return DONE
+
+
+def token_create(call: Call) -> int:
+    """Make a join token, and print the command that uses it."""
+    args = call.args
+    body = TokenBody(
+        role=Role(args.role), uses=args.uses, ttl_s=args.ttl, host=args.advertise or ""
+    )
+    issued = call.api.ask("POST", "/tokens", IssuedTokenView, body)
+    if call.out.as_json:
+        call.out.data(issued)
+        return DONE
+    call.out.note(
+        f"Token {issued.token_id}: {issued.uses} machine(s) may join until "
+        f"{wall_text(issued.expires_wall)}. It is shown this once. On the other machine:"
+    )
+    call.out.line(" ".join(_join_command(call, issued)))
+    return DONE
+
+
+def _join_command(call: Call, issued: IssuedTokenView) -> list[str]:
+    words = ["python", "main.py", "distribute", "worker"]
+    config = call.config
+    # The token may name no host; what this command was told is then the best guess.
+    if not call.args.advertise and config.master_host != DEFAULTS.master_host:
+        words += ["--master-host", config.master_host]
+    if config.master_port != DEFAULTS.master_port:
+        words += ["--master-port", str(config.master_port)]
+    return [*words, "--join-token", issued.token]
+
+
+def token_list(call: Call) -> int:
+    """List join tokens."""
+    found = call.api.get("/tokens", TokenList)
+    if call.out.as_json:
+        call.out.data(found.tokens)
+        return DONE
+    call.out.table(
+        ("token", "role", "uses left", "created", "expires", "revoked"),
+        (
+            (
+                each.token_id,
+                each.role,
+                each.uses_left,
+                wall_text(each.created_wall),
+                wall_text(each.expires_wall),
+                wall_text(each.revoked_wall),
+            )
+            for each in found.tokens
+        ),
+    )
+    return DONE
+
+
+def token_revoke(call: Call) -> int:
+    """Let nobody join with a token from now on."""
+    call.api.ask("DELETE", f"/tokens/{call.args.id}", DoneView)
+    if call.out.as_json:
+        call.out.data({"token_id": call.args.id, "done": True})
+    else:
+        call.out.line(f"Nobody joins with token {call.args.id} from now on.")
+    return DONE
+
+
+def _some_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", type=task_id, nargs="*", metavar="ID", help="numbers of tasks")
+
+
+def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
+    _some_tasks(parser)
+    parser.add_argument("--job", type=task_id, metavar="JOB", help="every open task of this job")
+
+
+def _retry_arguments(parser: argparse.ArgumentParser) -> None:
+    _some_tasks(parser)
+    states = ["failed", "dead", "cancelled"]
+    parser.add_argument("--status", choices=states, help="every task in this state")
+    parser.add_argument("--job", type=task_id, metavar="JOB", help="with --status: of this job")
+
+
+def _one_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", type=device_id, metavar="DEVICE", help="its device id")
+
+
+def _create_arguments(parser: argparse.ArgumentParser) -> None:
+    roles = [str(Role.WORKER), str(Role.CLIENT)]
+    parser.add_argument("--role", choices=roles, default=roles[0], help="what joins (worker)")
+    parser.add_argument(
+        "--uses", type=positive, default=1, metavar="N", help="how many machines may join (1)"
+    )
+    parser.add_argument(
+        "--ttl", type=duration, default=TOKEN_TTL_S, metavar="TIME", help="good for so long (24h)"
+    )
+    parser.add_argument(
+        "--advertise", metavar="HOST", help="name or address at which others reach the master"
+    )
+
+
+def _one_token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", type=token_id, metavar="TOKEN", help="its id, as the list shows it")
+
+
+_IDS: Final = Words("ids", task_id)
+
+VERBS: Final[tuple[Verb, ...]] = (
+    Verb(
+        "cancel", "cancel tasks or a job", "cancel --job 3", cancel, _cancel_arguments, words=_IDS
+    ),
+    Verb(
+        "retry",
+        "queue tasks again",
+        "retry --status failed --job 3",
+        retry,
+        _retry_arguments,
+        words=_IDS,
+    ),
+    Verb("drain", "give a device nothing new", "drain worker-7", drain, _one_device),
+    Verb("resume", "give a drained device work again", "resume worker-7", resume, _one_device),
+    Verb("revoke", "shut a device out for good", "revoke worker-7", revoke, _one_device),
+)
+TOKEN_VERBS: Final[tuple[Verb, ...]] = (
+    Verb("create", "make a join token", "token create --uses 5", token_create, _create_arguments),
+    Verb("list", "list join tokens", "token list", token_list),
+    Verb("revoke", "make a join token useless", "token revoke 4f2a", token_revoke, _one_token),
+)
