@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
-from typing import Any
+from math import isfinite
+from typing import Any, Final
 
-from zmqcluster.core.rows import AssignmentRow, EventRow, HeartbeatRow, JobRow, TaskRow, TokenRow
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+
+from storage.event_dao import StoredEvent
+from zmqcluster.core.rows import AssignmentRow, HeartbeatRow, JobRow, TaskRow, TokenRow
+from zmqcluster.messages import Changed
 from zmqcluster.rest.schemas import (
     AttemptView,
+    ChangedView,
     DeviceStatsView,
     EventView,
     HeartbeatView,
@@ -15,8 +22,11 @@ from zmqcluster.rest.schemas import (
     TaskDetailView,
     TaskView,
     TokenView,
+    UntouchedView,
 )
 from zmqcluster.views import DeviceView, TaskCounts
+
+LEVELS_MAX: Final = 64
 
 
 def _task_fields(row: TaskRow) -> dict[str, Any]:
@@ -77,9 +87,11 @@ def attempt_view(row: AssignmentRow) -> AttemptView:
     )
 
 
-def event_view(row: EventRow) -> EventView:
+def event_view(stored: StoredEvent) -> EventView:
     """One event."""
+    row = stored.event
     return EventView(
+        event_id=stored.event_id,
         at_wall=row.at_wall,
         kind=row.kind,
         task_id=row.task_id,
@@ -147,6 +159,12 @@ def device_stats_view(device: DeviceView, samples: Sequence[HeartbeatRow]) -> De
     return stats
 
 
+def changed_view(changed: Changed) -> ChangedView:
+    """What a request changed, and what not."""
+    untouched = [UntouchedView(task_id=each.task_id, why=each.why) for each in changed.untouched]
+    return ChangedView(task_ids=changed.task_ids, untouched=untouched)
+
+
 def token_view(row: TokenRow) -> TokenView:
     """One join token, without its keys."""
     return TokenView(
@@ -157,3 +175,57 @@ def token_view(row: TokenRow) -> TokenView:
         uses_left=row.uses_left,
         revoked_wall=row.revoked_wall,
     )
+
+
+# --- packed values ------------------------------------------------------------------------------
+
+
+def json_value(packed: bytes) -> Any:
+    """A packed value in the shapes of JSON; what has no such shape shows as {"base64": "…"}.
+
+    packed: MessagePack a task's submitter or executor made, so anything at all.
+    """
+    if not packed:
+        return None
+    try:
+        value = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+        return _plain(value, LEVELS_MAX)
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        msgpack.exceptions.UnpackException,
+    ):
+        return _base64(packed)
+
+
+def _plain(value: Any, levels: int) -> Any:
+    """Raises ValueError below so many levels."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            # JSON has no name for these; null would hide that something was there.
+            return value if isfinite(value) else str(value)
+        case bytes():
+            return _base64(value)
+        case _ if levels == 0:
+            raise ValueError("nested too deeply")
+        case list() | tuple():
+            return [_plain(each, levels - 1) for each in value]
+        case dict():
+            return {_key(key): _plain(each, levels - 1) for key, each in value.items()}
+        case _:
+            # Timestamps and extension types.
+            return str(value)
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, bytes):
+        return base64.b64encode(key).decode("ascii")
+    return key if isinstance(key, str) else str(key)
+
+
+def _base64(value: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(value).decode("ascii")}

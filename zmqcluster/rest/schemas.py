@@ -235,8 +235,9 @@ class TaskPage(View):
 
 
 class EventView(View):
-    """Something that happened. Zero and "" mean "none"."""
+    """Something that happened. Zero and "" mean "none"; ids only grow."""
 
+    event_id: int
     at_wall: int
     kind: str
     task_id: int
