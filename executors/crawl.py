@@ -11,6 +11,7 @@ import hashlib
 import time
 from typing import Annotated, Any, Final
 
+import msgspec
 from msgspec import Meta, Struct
 
 from executors.base import ExecutorSettings, TaskContext, TaskExecutor
@@ -41,6 +42,7 @@ from executors.urls import (
 )
 from executors.visited import Visited
 from zmqcluster.errors import TaskRetryable
+from zmqcluster.messages import TaskSpec
 
 TASK_TYPE: Final = "crawl"
 PAGES_TABLE: Final = "pages"
@@ -54,6 +56,9 @@ TOO_MANY_REQUESTS_S: Final = 10.0
 LIMIT_REPEAT_S: Final = 60.0
 # Other origins on one page (scope domain) whose limits travel with its links.
 ORIGINS_PER_PAGE_MAX: Final = 32
+_encoder: Final = msgspec.msgpack.Encoder()
+_URL_KEY: Final = _encoder.encode("url")
+
 ORIGINS_TOLD_MAX: Final = 10_000
 # Children travel with the result in one frame; what does not fit is counted, not queued.
 CHILDREN_BYTES_MAX: Final = OUTPUT_BYTES_MAX - 256 * 1024
@@ -169,7 +174,7 @@ class Crawl(TaskExecutor):
     ) -> dict[str, Any]:
         """Keep the redirect as this page's result, and queue where it goes."""
         target = response.target
-        base = canonical(params.scope_base or params.url)
+        base = canonical(scope_base(params))
         # A seed that moved takes the scope along: example.com to www.example.com.
         is_seed = base == target
         try:
@@ -188,10 +193,10 @@ class Crawl(TaskExecutor):
             return self._kept(context, target, row)
         row["links_queued"] = 1
         self._kept(context, target, row)
-        data = child_data(params, goal.url if is_seed else base.url, params.depth)
         if goal.origin != target.origin:
             self._tell_limit(context, params, goal.origin)
-        self._queue(context, goal, data | {"hops": params.hops + 1})
+        data = child_data(params, goal.url if is_seed else base.url, params.depth)
+        queue(context, [goal], data | {"hops": params.hops + 1})
         return row
 
     def _read(
@@ -207,12 +212,9 @@ class Crawl(TaskExecutor):
         children = self._chosen(context, params, target, row, page, rules)
         # The record first: children are cut to what fits beside it.
         self._kept(context, target, row)
-        base = params.scope_base or target.url
-        data = child_data(params, base, params.depth - 1)
         for origin in {child.origin for child in children} - {target.origin}:
             self._tell_limit(context, params, origin)
-        for child in children:
-            self._queue(context, child, data)
+        queue(context, children, child_data(params, scope_base(params), params.depth - 1))
         return row
 
     def _chosen(
@@ -229,35 +231,36 @@ class Crawl(TaskExecutor):
         row["links"] = len(found)
         if page.nofollow or params.depth == 0:
             return []
-        scope = scope_of(params.scope, params.scope_base or target.url)
-        seen = self._visited.of(context.job_id)
-        chosen: list[Target] = []
+        scope = scope_of(params.scope, scope_base(params))
+        admits, seen = scope.admits, self._visited.of(context.job_id)
+        item_bytes = len(scope.seed.url) + CHILD_BYTES
         room = CHILDREN_BYTES_MAX
         origins = {target.origin}
+        chosen: list[Target] = []
+        known = outside = disallowed = 0
         for link in found:
-            if not scope.admits(link):
-                row["links_out_of_scope"] += 1
-            elif link.url in seen:
-                row["links_known"] += 1
-            elif link.origin == target.origin and not rules.allow(link):
-                row["links_disallowed"] += 1
+            url, origin, _ = link
+            if url in seen:
+                known += 1
+            elif not admits(link):
+                outside += 1
+            elif not rules.allow_all and origin == target.origin and not rules.allow(link):
+                disallowed += 1
             else:
-                origins.add(link.origin)
-                room -= 2 * len(link.url) + len(link.origin) + len(scope.seed.url) + CHILD_BYTES
-                if room < 0 or len(origins) > ORIGINS_PER_PAGE_MAX:
-                    row["links_truncated"] += 1
-                else:
+                origins.add(origin)
+                room -= 2 * len(url) + len(origin) + item_bytes
+                if room >= 0 and len(origins) <= ORIGINS_PER_PAGE_MAX:
                     chosen.append(link)
+        row["links_known"] = known
+        row["links_out_of_scope"] = outside
+        row["links_disallowed"] = disallowed
         row["links_queued"] = len(chosen)
+        row["links_truncated"] = len(found) - known - outside - disallowed - len(chosen)
         return chosen
 
     def _kept(self, context: TaskContext, target: Target, row: dict[str, Any]) -> dict[str, Any]:
         context.add_record(PAGES_TABLE, target.url, row)
         return row
-
-    def _queue(self, context: TaskContext, child: Target, data: dict[str, Any]) -> None:
-        data["url"] = child.url
-        context.add_child(TASK_TYPE, data, unique_key=child.url, rate_key=child.origin)
 
     def _tell_limit(
         self, context: TaskContext, params: CrawlParams, origin: str, crawl_delay_s: float = 0.0
@@ -282,10 +285,14 @@ class Crawl(TaskExecutor):
         context.report_rate(origin, delay_s=delay_s, concurrency=concurrency)
 
 
-def child_data(params: CrawlParams, scope_base: str, depth: int) -> dict[str, Any]:
+def scope_base(params: CrawlParams) -> str:
+    """The URL the scope hangs on; a seed's own unless it says otherwise."""
+    return params.scope_base or params.url
+
+
+def child_data(params: CrawlParams, base: str, depth: int) -> dict[str, Any]:
     """The parameters every child of a page shares; defaults are left out, as links are many."""
-    data: dict[str, Any] = {"url": "", "scope": str(params.scope), "scope_base": scope_base}
-    data["depth"] = depth
+    data: dict[str, Any] = {"scope": str(params.scope), "scope_base": base, "depth": depth}
     if params.delay_s is not None:
         data["delay_s"] = params.delay_s
     if params.concurrency is not None:
@@ -295,6 +302,27 @@ def child_data(params: CrawlParams, scope_base: str, depth: int) -> dict[str, An
     if params.follow_nofollow:
         data["follow_nofollow"] = True
     return data
+
+
+def queue(context: TaskContext, targets: list[Target], shared: dict[str, Any]) -> None:
+    """Queue a crawl task for each target: shared parameters and its URL.
+
+    context.add_child packs and checks each child, 5 µs a link. Here they differ in one text of
+    known bounds, which is put before the packed rest: 1 µs. The bytes were counted by the caller.
+    """
+    packed = _encoder.encode({"url": "", **shared})
+    # A map of n pairs is one byte; then the key "url", then one byte for its empty text.
+    head, tail = packed[: 1 + len(_URL_KEY)], packed[2 + len(_URL_KEY) :]
+    encode = _encoder.encode
+    context.children.extend(
+        TaskSpec(
+            TASK_TYPE,
+            b"".join((head, encode(url), tail)),
+            unique_key=url,
+            rate_key=origin,
+        )
+        for url, origin, _ in targets
+    )
 
 
 def page_row(

@@ -8,10 +8,9 @@ decided in egress.py, on the address itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -221,22 +220,31 @@ class Fetcher:
     ) -> Response:
         began = time.monotonic()
         wall_ms = int(time.time() * 1000)
-        async with contextlib.AsyncExitStack() as stack:
-            async with _deadline(limits.headers_s, "no headers"):
-                answer = await stack.enter_async_context(
-                    session.get(
-                        URL(for_request(target.url), encoded=True),
-                        headers=headers,
-                        allow_redirects=False,
-                        timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s),
-                    )
+        waiting_for = f"no headers within {limits.headers_s:g} s"
+        answer: aiohttp.ClientResponse | None = None
+        try:
+            async with asyncio.timeout(limits.headers_s) as deadline:
+                answer = await session.get(
+                    URL(for_request(target.url), encoded=True),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=_client_timeout(limits.connect_s),
                 )
-            content_type, charset = _content_type(answer.headers.get("Content-Type", ""))
-            cap = limits.bytes_max if _is_text(content_type) else limits.media_bytes_max
-            async with _deadline(limits.body_s, "body not complete"):
+                waiting_for = f"body not complete within {limits.body_s:g} s"
+                deadline.reschedule(asyncio.get_running_loop().time() + limits.body_s)
+                content_type, charset = _content_type(answer.headers.get("Content-Type", ""))
+                cap = limits.bytes_max if _is_text(content_type) else limits.media_bytes_max
                 body, wire_bytes, cut = await read_body(answer, cap, limits.keep_cut)
-            if cut:
-                # What is left of it is not worth reading; the connection goes with it.
+                if not cut:
+                    answer.release()
+        except aiohttp.ClientError:
+            raise  # The client's own connect timeout is a TimeoutError too, and says more.
+        except TimeoutError:
+            raise FetchFailed(waiting_for) from None
+        finally:
+            # What is left of a body that was cut is not worth reading; the connection goes with
+            # it. After a release this does nothing.
+            if answer is not None:
                 answer.close()
         return Response(
             target=target,
@@ -276,15 +284,9 @@ def retry_after_s(response: Response) -> float | None:
     return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
 
 
-@contextlib.asynccontextmanager
-async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except aiohttp.ClientError:
-        raise  # The client's own connect timeout is a TimeoutError too, and says more.
-    except TimeoutError:
-        raise FetchFailed(f"{what} within {seconds:g} s") from None
+@functools.lru_cache(maxsize=64)
+def _client_timeout(connect_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
 
 
 def _fetchable(url: str) -> Target:
@@ -294,6 +296,7 @@ def _fetchable(url: str) -> Target:
         raise FetchFailed(str(error), lasting=True) from None
 
 
+@functools.lru_cache(maxsize=256)
 def _content_type(header: str) -> tuple[str, str]:
     """Type and charset of a Content-Type header, both possibly empty."""
     kind, _, parameters = header.partition(";")

@@ -45,8 +45,13 @@ def read_page(body: bytes, header_charset: str = "", *, follow_nofollow: bool = 
     """
     tree = LexborHTMLParser(as_utf8(body, header_charset))
     gathered = _Gathered(follow_nofollow)
+    add_link = gathered.links.append
     for node in tree.css(_WANTED):
-        gathered.take(node)
+        # Nearly all of them are plain links, so these have the short way.
+        if node.tag == "a" and (attributes := node.attrs).get("rel") is None:
+            add_link(attributes.get("href") or "")
+        else:
+            gathered.take(node)
     root = tree.root
     language = (root.attributes.get("lang") or "") if root is not None else ""
     tree.strip_tags(_UNSEEN)

@@ -45,6 +45,7 @@ class Rules:
 
     def __init__(self, text: str = "") -> None:
         self._file = Protego.parse(text) if text else None
+        self.allow_all = self._file is None
         self._answers: dict[str, bool] = {}
         delay_s = self._file.crawl_delay(PRODUCT_TOKEN) if self._file else None
         # A site that asks for an hour between pages means "go away"; five minutes it gets.

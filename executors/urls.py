@@ -7,6 +7,7 @@ without credentials. It is the unique key of a crawl task, so two spellings of o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -119,9 +120,9 @@ class LinkJoiner:
         base: canonical URL of the page, or of its <base href>.
         """
         known = self._folder(base)
-        found: dict[Target, None] = {}
+        found: dict[str, Target] = {}
         for reference in references:
-            bare = reference.partition("#")[0]
+            bare = reference.partition("#")[0] if "#" in reference else reference
             if not bare:
                 continue
             try:
@@ -129,8 +130,8 @@ class LinkJoiner:
             except KeyError:
                 target = self._join(known, base, bare)
             if target is not None:
-                found[target] = None
-        return list(found)
+                found[target.url] = target
+        return list(found.values())
 
     def _folder(self, base: str) -> dict[str, Target | None]:
         if self._links > self._links_max:
@@ -155,32 +156,43 @@ class LinkJoiner:
 
 
 class Scope:
-    """Which targets belong to a crawl that began at base."""
+    """Which targets belong to a crawl that began at base. admits(target): is it inside?"""
 
     def __init__(self, kind: ScopeKind, base: str) -> None:
-        seed = canonical(base)
         self.kind = kind
-        self.seed = seed
-        path = seed.path.partition("?")[0]
-        self._folder = path[: path.rindex("/") + 1]
-        self._domain = seed.host.removeprefix("www.")
+        self.seed = canonical(base)
+        # Chosen once, as it is asked for every link of every page.
+        self.admits: Callable[[Target], bool] = {
+            ScopeKind.PAGE: self._is_seed,
+            ScopeKind.PREFIX: _prefix_test(self.seed),
+            ScopeKind.HOST: _host_test(self.seed),
+            ScopeKind.DOMAIN: _domain_test(self.seed),
+        }[kind]
 
-    def admits(self, target: Target) -> bool:
-        """Is it inside?"""
-        match self.kind:
-            case ScopeKind.HOST:
-                return target.site == self.seed.site
-            case ScopeKind.PREFIX:
-                return target.site == self.seed.site and target.url.startswith(
-                    self._folder, len(target.origin)
-                )
-            case ScopeKind.DOMAIN:
-                host = target.host
-                return host == self._domain or (
-                    host.endswith("." + self._domain) and not _is_literal(self._domain)
-                )
-            case ScopeKind.PAGE:
-                return target == self.seed
+    def _is_seed(self, target: Target) -> bool:
+        return target.url == self.seed.url
+
+
+def _host_test(seed: Target) -> Callable[[Target], bool]:
+    site = seed.site
+    return lambda target: target.site == site
+
+
+def _prefix_test(seed: Target) -> Callable[[Target], bool]:
+    site = seed.site
+    path = seed.path.partition("?")[0]
+    folder = path[: path.rindex("/") + 1]
+    if folder == "/":
+        return _host_test(seed)
+    return lambda target: target.site == site and target.url.startswith(folder, len(target.origin))
+
+
+def _domain_test(seed: Target) -> Callable[[Target], bool]:
+    domain = seed.host.removeprefix("www.")
+    if _is_literal(domain):
+        return lambda target: target.host == domain
+    below = "." + domain
+    return lambda target: target.host == domain or target.host.endswith(below)
 
 
 def _is_literal(host: str) -> bool:
