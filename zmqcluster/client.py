@@ -1,0 +1,369 @@
+"""DistributionClient: submit, wait and ask from an asyncio program, over the dispatch socket.
+
+Whatever was asked is asked again after a broken connection or a restarted master, under the same
+request id, so nothing is queued twice and no end is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import msgpack  # type: ignore[import-untyped]  # ships no types
+import msgspec
+import zmq
+
+from zmqcluster import codec
+from zmqcluster.errors import (
+    MasterUnreachable,
+    RemoteProtocolError,
+    RequestRefused,
+    StartError,
+)
+from zmqcluster.messages import (
+    Answer,
+    AskDevices,
+    AskOverview,
+    CancelTasks,
+    Changed,
+    ClientMessage,
+    Finished,
+    RateRule,
+    Refused,
+    RetryTasks,
+    Submit,
+    Submitted,
+    TaskEnd,
+    TaskSpec,
+    ToClient,
+    Watch,
+)
+from zmqcluster.model import PRIORITY_DEFAULT, SUBMIT_TASKS_MAX, TaskId
+from zmqcluster.runtime.transport import Link, PeerSockets
+from zmqcluster.security.datadir import DataDir
+from zmqcluster.security.keys import KeyPair, load_key_pair, load_public_key
+from zmqcluster.views import DeviceView, OverviewView
+
+# Long enough for a full commit queue, short enough to notice a master that was restarted.
+ASK_AGAIN_S: Final = 2.0
+ANSWER_S: Final = 30.0
+FRAMES_PER_TURN: Final = 256
+
+A = TypeVar("A", bound=ToClient)
+
+
+def task(
+    task_type: str,
+    data: dict[str, Any] | None = None,
+    *,
+    priority: int = PRIORITY_DEFAULT,
+    max_retry_count: int | None = None,
+    timeout_s: float | None = None,
+    not_before: float | None = None,
+    unique_key: str = "",
+    rate_key: str = "",
+    labels: Sequence[str] = (),
+) -> TaskSpec:
+    """One task to submit. data: its parameters, as MessagePack can hold them.
+
+    not_before: seconds since 1970. The master checks everything and names what does not fit.
+    """
+    return TaskSpec(
+        task_type=task_type,
+        data=bytes(msgpack.packb(data or {})),
+        priority=priority,
+        max_retry_count=max_retry_count,
+        timeout_ms=None if timeout_s is None else max(1, int(timeout_s * 1000)),
+        not_before_ms=0 if not_before is None else int(not_before * 1000),
+        unique_key=unique_key,
+        rate_key=rate_key,
+        labels=tuple(labels),
+    )
+
+
+class DistributionClient:
+    """A connection to one master. Use it as `async with`, from one event loop."""
+
+    def __init__(
+        self, master_host: str, dispatch_port: int, server_public: bytes, keys: KeyPair
+    ) -> None:
+        self._address = f"{master_host}:{dispatch_port}"
+        self._connect = partial(PeerSockets, master_host, dispatch_port, 0, server_public, keys)
+        self._sockets: PeerSockets | None = None
+        self._asked: dict[bytes, tuple[bytes, asyncio.Future[ToClient]]] = {}
+        self._ends: dict[TaskId, asyncio.Future[TaskEnd]] = {}
+        self._watched: dict[TaskId, None] = {}
+        self._rewatching: asyncio.Task[None] | None = None
+        self._unsent: list[bytes] = []
+        self._is_down = False
+
+    @classmethod
+    def of_data_dir(
+        cls, data_dir: str | Path, master_host: str = "localhost", dispatch_port: int = 7990
+    ) -> Self:
+        """A client on the master's own machine, with the key the master left for it."""
+        folder = DataDir(data_dir).keys_folder()
+        keys, server_public = (
+            load_key_pair(folder, "client"),
+            load_public_key(folder / "server.pub"),
+        )
+        if keys is None or server_public is None:
+            raise StartError(f"{folder} has no client key: start a master with this data_dir first")
+        return cls(master_host, dispatch_port, server_public, keys)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Open the sockets. The master need not be there yet."""
+        if self._sockets is not None:
+            return
+        self._sockets = self._connect()
+        loop = asyncio.get_running_loop()
+        for socket in self._sockets.sockets:
+            loop.add_reader(socket.fileno(), self._on_readable)
+
+    async def close(self) -> None:
+        """Close the sockets; whoever still waits is told. Harmless when done twice."""
+        sockets, self._sockets = self._sockets, None
+        if sockets is None:
+            return
+        loop = asyncio.get_running_loop()
+        for socket in sockets.sockets:
+            loop.remove_reader(socket.fileno())
+        sockets.close(linger_ms=200)
+        if self._rewatching is not None:
+            self._rewatching.cancel()
+        error = MasterUnreachable("this client was closed")
+        waiting: list[asyncio.Future[Any]] = [future for _, future in self._asked.values()]
+        waiting += self._ends.values()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                # Nobody may be waiting for it any more; that is no error.
+                future.exception()
+
+    # --- tasks ----------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        task_type: str,
+        data: dict[str, Any] | None = None,
+        *,
+        job_id: int = 0,
+        **fields: Any,
+    ) -> TaskId:
+        """Queue one task; returns its id once it is on disk. fields: as in task()."""
+        answer = await self.submit_many([task(task_type, data, **fields)], job_id=job_id)
+        return TaskId(answer.task_ids[0])
+
+    async def submit_many(
+        self,
+        specs: Sequence[TaskSpec],
+        *,
+        job_id: int = 0,
+        job_name: str = "",
+        rates: Sequence[RateRule] = (),
+        watch: bool = True,
+    ) -> Submitted:
+        """Queue a batch of at most SUBMIT_TASKS_MAX; returns once it is on disk.
+
+        watch: the master tells this client of each end, for wait(). Raises RequestRefused naming
+        the first task that does not fit; then none was queued.
+        """
+        if len(specs) > SUBMIT_TASKS_MAX:
+            raise RequestRefused(
+                "bad_request", f"{len(specs)} tasks in one batch, at most {SUBMIT_TASKS_MAX}"
+            )
+        message = Submit(_request_id(), tuple(specs), job_id, job_name, tuple(rates), watch)
+        answer = await self._ask(message, Submitted)
+        if watch:
+            existing = {answer.task_ids[index] for index in answer.existing}
+            for task_id in map(TaskId, answer.task_ids):
+                if task_id not in existing:
+                    self._watched[task_id] = None
+        return answer
+
+    async def wait(
+        self, task_ids: Iterable[int], *, timeout_s: float | None = None
+    ) -> list[TaskEnd]:
+        """The ends of these tasks, in the order given. Raises TimeoutError."""
+        wanted = [TaskId(one) for one in task_ids]
+        loop = asyncio.get_running_loop()
+        unknown = [one for one in wanted if one not in self._ends and one not in self._watched]
+        for task_id in wanted:
+            if task_id not in self._ends:
+                self._ends[task_id] = loop.create_future()
+        for start in range(0, len(unknown), SUBMIT_TASKS_MAX):
+            await self._watch(unknown[start : start + SUBMIT_TASKS_MAX])
+        async with asyncio.timeout(timeout_s):
+            return [await self._ends[one] for one in wanted]
+
+    async def results(
+        self, task_ids: Iterable[int], *, timeout_s: float | None = None
+    ) -> AsyncIterator[Any]:
+        """The unpacked results of these tasks, in order. Raises RequestRefused for a failed one."""
+        for end in await self.wait(task_ids, timeout_s=timeout_s):
+            if end.state != "completed":
+                raise RequestRefused(end.state, f"task {end.task_id} is {end.state}: {end.error}")
+            yield unpack(end.result)
+
+    def forget(self, task_ids: Iterable[int]) -> None:
+        """Drop ends kept for wait(), for a program that submits for ever."""
+        for task_id in map(TaskId, task_ids):
+            self._ends.pop(task_id, None)
+            self._watched.pop(task_id, None)
+
+    async def cancel(self, task_ids: Sequence[int] = (), *, job_id: int = 0) -> Changed:
+        """Cancel tasks, or a job. Returns when no new attempt can start any more."""
+        return await self._ask(CancelTasks(_request_id(), tuple(task_ids), job_id), Changed)
+
+    async def retry(self, task_ids: Sequence[int]) -> Changed:
+        """Give failed, dead or cancelled tasks another life."""
+        return await self._ask(RetryTasks(_request_id(), tuple(task_ids)), Changed)
+
+    async def status(self) -> OverviewView:
+        """The cluster at a glance."""
+        answer = await self._ask(AskOverview(_request_id()), Answer)
+        return msgspec.msgpack.decode(answer.body, type=OverviewView)
+
+    async def devices(self, device_id: str = "") -> list[DeviceView]:
+        """All devices, or one."""
+        answer = await self._ask(AskDevices(_request_id(), device_id), Answer)
+        return msgspec.msgpack.decode(answer.body, type=list[DeviceView])
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    async def _ask(self, message: ClientMessage, kind: type[A]) -> A:
+        if self._sockets is None:
+            raise MasterUnreachable("connect() first")
+        frame = codec.encode(message)
+        future: asyncio.Future[ToClient] = asyncio.get_running_loop().create_future()
+        self._asked[message.request_id] = (frame, future)
+        try:
+            self._send(frame)
+            answer = await self._answer(frame, future)
+        finally:
+            self._asked.pop(message.request_id, None)
+        if isinstance(answer, Refused):
+            raise RequestRefused(answer.code, answer.problem)
+        if not isinstance(answer, kind):
+            raise MasterUnreachable(f"the master answered {type(answer).__name__}")
+        return answer
+
+    async def _answer(self, frame: bytes, future: asyncio.Future[ToClient]) -> ToClient:
+        """Wait for it, asking again now and then: frames may be lost, requests never."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                while True:
+                    done, _ = await asyncio.wait([future], timeout=ASK_AGAIN_S)
+                    if done:
+                        return future.result()
+                    self._send(frame)
+        raise MasterUnreachable(
+            f"no answer from the master at {self._address} for {ANSWER_S:.0f} s: is it running?"
+        )
+
+    async def _watch(self, task_ids: Sequence[TaskId]) -> None:
+        message = Watch(_request_id(), tuple(task_ids))
+        for task_id in task_ids:
+            self._watched[task_id] = None
+        self._take_ends(await self._ask(message, Finished))
+
+    async def _watch_again(self) -> None:
+        """The connection is new: a master that was restarted knows nothing of our watches."""
+        open_ids = [one for one in self._watched if not self._is_ended(one)]
+        for start in range(0, len(open_ids), SUBMIT_TASKS_MAX):
+            with contextlib.suppress(MasterUnreachable, RequestRefused):
+                await self._watch(open_ids[start : start + SUBMIT_TASKS_MAX])
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def _send(self, frame: bytes) -> None:
+        assert self._sockets is not None
+        if not self._unsent and self._sockets.send(frame):
+            # Sending may have eaten the edge that says "readable".
+            self._on_readable()
+        elif frame not in self._unsent:
+            self._unsent.append(frame)
+
+    def _on_readable(self) -> None:
+        """The descriptors are edge-triggered: read until nothing is left."""
+        sockets = self._sockets
+        if sockets is None:
+            return
+        for link in sockets.poll_monitor():
+            self._on_link(link)
+        while frames := sockets.receive(FRAMES_PER_TURN):
+            for frame in frames:
+                self._on_frame(frame)
+        while self._unsent and sockets.send(self._unsent[0]):
+            self._unsent.pop(0)
+        if sockets.dealer.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[arg-type, operator]  # stubs say bytes
+            asyncio.get_running_loop().call_soon(self._on_readable)
+
+    def _on_link(self, link: Link) -> None:
+        if link is Link.DISCONNECTED:
+            self._is_down = True
+        elif link is Link.CONNECTED and self._is_down:
+            self._is_down = False
+            for frame, _ in self._asked.values():
+                self._send(frame)
+            if self._watched:
+                self._rewatching = asyncio.get_running_loop().create_task(self._watch_again())
+
+    def _on_frame(self, frame: bytes) -> None:
+        try:
+            message = codec.decode_to_client(frame)
+        except RemoteProtocolError:
+            return
+        request_id = getattr(message, "request_id", b"")
+        asked = self._asked.get(request_id)
+        if asked is not None and not asked[1].done() and not _is_early_end(message, asked[0]):
+            asked[1].set_result(message)
+        elif isinstance(message, Finished):
+            self._take_ends(message)
+
+    def _take_ends(self, message: Finished) -> None:
+        for end in message.ends:
+            task_id = TaskId(end.task_id)
+            self._watched.pop(task_id, None)
+            future = self._ends.get(task_id)
+            if future is None:
+                future = self._ends[task_id] = asyncio.get_running_loop().create_future()
+            if not future.done():
+                future.set_result(end)
+
+    def _is_ended(self, task_id: TaskId) -> bool:
+        future = self._ends.get(task_id)
+        return future is not None and future.done()
+
+
+def unpack(result: bytes) -> Any:
+    """A task's result as Python values; None for an empty one."""
+    return msgpack.unpackb(result, strict_map_key=False) if result else None
+
+
+def get_async_distribution_client(
+    data_dir: str | Path = "data", master_host: str = "localhost", dispatch_port: int = 7990
+) -> DistributionClient:
+    """A client of the master whose data directory this is; connect it with `async with`."""
+    return DistributionClient.of_data_dir(data_dir, master_host, dispatch_port)
+
+
+def _request_id() -> bytes:
+    return secrets.token_bytes(16)
+
+
+def _is_early_end(message: ToClient, asked: bytes) -> bool:
+    """Submit with watch: an end may come under the same id; only Submitted answers it."""
+    return isinstance(message, Finished) and b"submit" in asked[:16]

@@ -1,0 +1,210 @@
+"""The services of one process: a master, a worker, or both."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Final
+
+from msgspec import structs
+
+from zmqcluster.config import ClusterConfig
+from zmqcluster.errors import ClusterError, ConfigError, StartError, StorageError
+from zmqcluster.model import DeviceId, SchedulerMode
+from zmqcluster.runtime.clock import Clock, SystemClock
+from zmqcluster.runtime.device_manager import DeviceManager
+from zmqcluster.runtime.worker import WorkerRuntime
+from zmqcluster.scheduler import TaskScheduler
+from zmqcluster.services.master_node import MasterNode
+
+log = logging.getLogger(__name__)
+
+# The interpreter's default of 5 ms makes the writer thread wait that long for each statement while
+# the loop computes; see docs/adr/0003.
+SWITCH_INTERVAL_S: Final = 0.0005
+# Rows are short-lived and hold no cycles: look for garbage seldom.
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+JOIN_S: Final = 15.0
+
+
+class DistributionServices:
+    """start() brings up what the mode needs, wait() blocks, stop() ends it. Each is safe twice."""
+
+    def __init__(self, config: ClusterConfig, clock: Clock | None = None) -> None:
+        self.config = config
+        self.mode = config.mode
+        self._clock = clock or SystemClock()
+        self._master: MasterNode | None = None
+        self._worker: _WorkerService | None = None
+        self._scheduler: TaskScheduler | None = None
+        self._ended = threading.Event()
+        self._problem: ClusterError | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Claim files and ports. Raises ConfigError, StartError or StorageError; nothing is held.
+
+        The master node's own part; a worker claims its folder when it starts.
+        """
+        if self._scheduler is not None:
+            return
+        config = self.config
+        runtime = None
+        if self.mode is not SchedulerMode.WORKER:
+            self._master = MasterNode(config, self._clock)
+            runtime = self._master.open()
+        if self.mode is not SchedulerMode.MASTER:
+            self._worker = _WorkerService(config, self._clock)
+        self._scheduler = TaskScheduler(
+            self.mode, master=runtime, worker=self._worker, on_end=self._on_end
+        )
+        log.info("Distribution services initialized in %s mode", self.mode)
+
+    def start(self) -> None:
+        """Run the loops and serve. Raises as open()."""
+        self.open()
+        assert self._scheduler is not None
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        gc.set_threshold(*GC_THRESHOLDS)
+        try:
+            self._scheduler.start()
+            if self._master is not None:
+                device_id = self._master.device_id
+                DeviceManager(device_id, self.config.device_name).start(self._clock.monotonic_ms())
+                self._master.start()
+                host, port = self.config.master_host, self._master.rest_port
+                log.info("Master node started on %s:%s", host, port)
+                log.info("Data: %s", self._master.data_dir.path)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> int:
+        """Until a loop ends or stop() is called. The process's exit code.
+
+        Raises what ended a loop that was not asked to end.
+        """
+        self._ended.wait()
+        if self._problem is not None:
+            raise self._problem
+        return self._worker.code if self._worker is not None else 0
+
+    def stop_soon(self) -> None:
+        """Drain and end; the second time at once. Returns immediately; any thread, any signal."""
+        if self._worker is not None:
+            # Its loop ends when it has drained, and wait() with it.
+            self._worker.stop()
+        else:
+            self._ended.set()
+
+    def stop(self) -> None:
+        """End everything, the worker first: its last results still find the master."""
+        with self._lock:
+            if self._master is not None:
+                self._master.stop_serving()
+            if self._scheduler is not None and not self._scheduler.stop(JOIN_S):
+                log.error("A loop did not end within %.0f s", JOIN_S)
+            if self._master is not None:
+                self._master.close()
+            self._master = self._scheduler = None
+            self._ended.set()
+
+    def _on_end(self, error: ClusterError | None) -> None:
+        if error is not None and self._problem is None:
+            self._problem = error
+        self._ended.set()
+
+
+class _WorkerService:
+    """A WorkerRuntime as a loop of the scheduler."""
+
+    def __init__(self, config: ClusterConfig, clock: Clock) -> None:
+        self.code = 0
+        self._config = config
+        self._runtime = WorkerRuntime(config, clock)
+
+    def run(self) -> None:
+        self.code = self._runtime.run(self._say_who)
+
+    def stop(self) -> None:
+        self._runtime.terminate()
+
+    @staticmethod
+    def _say_who(device_id: DeviceId, master: str) -> None:
+        log.info("Worker node started")
+        log.info("Device ID: %s", device_id)
+        log.info("Master: %s", master)
+
+
+_current: DistributionServices | None = None
+
+
+def init_distribution_services(
+    mode: SchedulerMode, device_id: str = "", config: ClusterConfig | None = None
+) -> DistributionServices:
+    """Make the services of this process; the same ones again while they are not stopped."""
+    global _current
+    if _current is None:
+        config = structs.replace(config or ClusterConfig(), mode=mode)
+        if device_id:
+            config = structs.replace(config, device_id=device_id)
+        services = DistributionServices(config)
+        services.open()
+        _current = services
+    return _current
+
+
+def start_distribution_services() -> None:
+    """Start what init_distribution_services() made. Raises ConfigError when there is nothing."""
+    if _current is None:
+        raise ConfigError("mode", "call init_distribution_services() first")
+    _current.start()
+
+
+def stop_distribution_services() -> None:
+    """Stop and forget; without services nothing happens."""
+    global _current
+    services, _current = _current, None
+    if services is not None:
+        services.stop()
+
+
+def run(config: ClusterConfig) -> int:
+    """Be one process of the cluster until a signal ends it. The exit code.
+
+    Raises ConfigError before anything started; other troubles are said in one line: exit code 1.
+    """
+    node = "master" if config.mode is SchedulerMode.MASTER else config.mode.value
+    log.info("Starting %s node...", node)
+    services = DistributionServices(config)
+    interrupted = _on_signals(services)
+    try:
+        services.start()
+        code = services.wait()
+    except (StartError, StorageError) as error:
+        log.error("%s", error)
+        code = 1
+    finally:
+        services.stop()
+    log.info("%s node stopped", node.capitalize())
+    return 130 if interrupted.is_set() and code == 0 else code
+
+
+def _on_signals(services: DistributionServices) -> threading.Event:
+    """SIGTERM and SIGINT drain; the second one stops at once. Set after a SIGINT."""
+    interrupted = threading.Event()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            interrupted.set()
+        log.info("Stopping (%s)", signal.Signals(number).name)
+        services.stop_soon()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+    return interrupted
