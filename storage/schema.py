@@ -47,8 +47,13 @@ FIRST: Final[Migration] = (
         finished_wall INTEGER NOT NULL,
         unique_key TEXT NOT NULL,
         error TEXT NOT NULL,
-        task_data BLOB NOT NULL,
+        task_data BLOB,
         result BLOB NOT NULL
+    ) STRICT""",
+    # The task_data that would make each change of its task dear; NULL in the task's own row.
+    """CREATE TABLE task_bodies (
+        task_id INTEGER PRIMARY KEY,
+        task_data BLOB NOT NULL
     ) STRICT""",
     # Each pending task is in exactly one of the next three. An index ends with its task_id.
     """CREATE INDEX tasks_ready ON tasks (task_type, labels, rate_key, priority)

@@ -11,7 +11,7 @@ import msgspec
 
 from storage.dao import DAO
 from storage.meta_dao import CLOCK_MS, WALL_MS
-from storage.statements import ByKeys, MultiRow
+from storage.statements import ByKeys, MultiRow, SqlRow
 from zmqcluster.core.events import LaneKey
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.model import TaskId, TaskState
@@ -19,17 +19,25 @@ from zmqcluster.model import TaskId, TaskState
 FIELDS: Final = TaskRow.__struct_fields__
 # What changes in a task's life; the rest, task_data above all, is written once.
 MUTABLE: Final = FIELDS[FIELDS.index("state") :]
-COLUMNS: Final = ", ".join(FIELDS)
-# Rows for lists: without the bodies, which may be a MiB each and lie on pages of their own.
-SLIM_COLUMNS: Final = COLUMNS.replace("task_data", "x'' AS task_data").replace(
-    " result", " x'' AS result"
+NAMES: Final = ", ".join(FIELDS)
+DATA_AT: Final = FIELDS.index("task_data")
+# SQLite writes a changed row anew, whole. With 64 KB of task_data that took 390 µs for each change
+# of state; so data above this lies in a table of its own, and is NULL in the task's row.
+INLINE_BYTES_MAX: Final = 2_000
+COLUMNS: Final = NAMES.replace(
+    "task_data",
+    "coalesce(task_data, "
+    "(SELECT task_data FROM task_bodies WHERE task_bodies.task_id = tasks.task_id))",
 )
+# Rows for lists: without the bodies, which may be a MiB each and lie on pages of their own.
+SLIM_COLUMNS: Final = NAMES.replace("task_data", "x''").replace("result", "x''")
 # One answer to LoadBacklog carries at most this much task data (but always one task).
 BACKLOG_BYTES_MAX: Final = 16 * 1024 * 1024
 FETCHED_AT_ONCE: Final = 128
 
 READY: Final = "state = 'pending' AND retry_at_ms = 0 AND not_before_wall = 0"
 HELD: Final = "state IN ('assigned', 'running')"
+UNSUCCESSFUL: Final = "state IN ('failed', 'cancelled', 'dead')"
 LANE: Final = "task_type, labels, rate_key, priority"
 
 _STATES: Final = {state.value: state for state in TaskState}
@@ -39,8 +47,9 @@ _mutable_values: Final = attrgetter("task_id", *MUTABLE)
 class TaskDAO(DAO):
     """The table `tasks`."""
 
-    _INSERT: Final = MultiRow(f"INSERT INTO tasks ({COLUMNS}) {{}}", len(FIELDS))
-    _INSERT_MISSING: Final = MultiRow(f"INSERT OR IGNORE INTO tasks ({COLUMNS}) {{}}", len(FIELDS))
+    _INSERT: Final = MultiRow(f"INSERT INTO tasks ({NAMES}) {{}}", len(FIELDS))
+    _INSERT_MISSING: Final = MultiRow(f"INSERT OR IGNORE INTO tasks ({NAMES}) {{}}", len(FIELDS))
+    _INSERT_BODIES: Final = MultiRow("INSERT OR IGNORE INTO task_bodies (task_id, task_data) {}", 2)
     _UPDATE: Final = MultiRow(
         "UPDATE tasks SET "
         + ", ".join(f"{name} = new.column{i}" for i, name in enumerate(MUTABLE, start=2))
@@ -49,19 +58,20 @@ class TaskDAO(DAO):
     )
     _BY_IDS: Final = ByKeys(f"SELECT {COLUMNS} FROM tasks WHERE task_id IN ({{}})")
     _DELETE: Final = ByKeys("DELETE FROM tasks WHERE task_id IN ({})")
+    _DELETE_BODIES: Final = ByKeys("DELETE FROM task_bodies WHERE task_id IN ({})")
 
     def insert(self, rows: Iterable[TaskRow]) -> None:
         """Write tasks that are new; one that exists is an error."""
-        self._INSERT.run(self._database.conn, [msgspec.structs.astuple(row) for row in rows])
+        self._insert(self._INSERT, rows)
 
     def update(self, rows: Sequence[TaskRow]) -> None:
         """Write what changed in tasks that exist.
 
         One that was pruned since the core read it (a retry of an old task) is written anew.
         """
-        connection = self._database.conn
-        if self._UPDATE.run(connection, [_mutable_values(row) for row in rows]) < len(rows):
-            self._INSERT_MISSING.run(connection, [msgspec.structs.astuple(row) for row in rows])
+        values = [_mutable_values(row) for row in rows]
+        if self._UPDATE.run(self._database.conn, values) < len(rows):
+            self._insert(self._INSERT_MISSING, rows)
 
     def by_ids(self, task_ids: Sequence[int]) -> dict[TaskId, TaskRow]:
         """Those of task_ids that exist, with their bodies."""
@@ -93,14 +103,19 @@ class TaskDAO(DAO):
     def lanes(self, after: LaneKey | None, limit: int) -> tuple[list[LaneKey], bool]:
         """The distinct lanes of ready tasks after this one, in order; are there more?
 
-        One look into the index for each lane, however many tasks it has.
+        One look into the index for each lane (10 µs), however many tasks it has. SQLite seeks by
+        all four columns only from parameters, not inside a recursive query: hence the loop.
         """
-        first, arguments = _FIRST_LANE, ()
-        if after is not None:
-            first, arguments = _NEXT_LANE, msgspec.structs.astuple(after)
-        found = self._database.conn.execute(_LANES.format(first), (*arguments, limit + 1))
-        lanes = [LaneKey(*values) for values in found.fetchall()]
-        return lanes[:limit], len(lanes) > limit
+        connection = self._database.conn
+        lanes: list[LaneKey] = []
+        key: SqlRow | None = msgspec.structs.astuple(after) if after is not None else None
+        while len(lanes) <= limit:
+            sql, arguments = (_NEXT_LANE, key) if key is not None else (_FIRST_LANE, ())
+            key = connection.execute(sql, arguments).fetchone()
+            if key is None:
+                return lanes, False
+            lanes.append(LaneKey(*key))
+        return lanes[:limit], True
 
     def delayed(self, limit: int) -> tuple[list[TaskRow], bool]:
         """Pending tasks that wait for a retry or their schedule, soonest first; are there more?
@@ -139,6 +154,18 @@ class TaskDAO(DAO):
 
     def delete(self, task_ids: Sequence[int]) -> None:
         self._DELETE.run(self._database.conn, task_ids)
+        self._DELETE_BODIES.run(self._database.conn, task_ids)
+
+    def _insert(self, statement: MultiRow, rows: Iterable[TaskRow]) -> None:
+        values, bodies = list[SqlRow](), list[SqlRow]()
+        for row in rows:
+            row_values = msgspec.structs.astuple(row)
+            if len(row.task_data) > INLINE_BYTES_MAX:
+                bodies.append((row.task_id, row.task_data))
+                row_values = (*row_values[:DATA_AT], None, *row_values[DATA_AT + 1 :])
+            values.append(row_values)
+        statement.run(self._database.conn, values)
+        self._INSERT_BODIES.run(self._database.conn, bodies)
 
 
 _RETRY: Final = (
@@ -151,26 +178,12 @@ _SCHEDULED: Final = (
     "ORDER BY not_before_wall LIMIT ?"
 )
 _FIRST_LANE: Final = (
-    f"SELECT task_id FROM tasks INDEXED BY tasks_ready WHERE {READY} ORDER BY {LANE} LIMIT 1"
+    f"SELECT {LANE} FROM tasks INDEXED BY tasks_ready WHERE {READY} ORDER BY {LANE} LIMIT 1"
 )
 _NEXT_LANE: Final = (
-    f"SELECT task_id FROM tasks INDEXED BY tasks_ready WHERE {READY} "
+    f"SELECT {LANE} FROM tasks INDEXED BY tasks_ready WHERE {READY} "
     f"AND ({LANE}) > (?, ?, ?, ?) ORDER BY {LANE} LIMIT 1"
 )
-# Each step seeks the first entry of the index behind the lane of the step before.
-_LANES: Final = f"""
-    WITH RECURSIVE lane (task_id) AS (
-        SELECT ({{}})
-        UNION ALL
-        SELECT (
-            SELECT task_id FROM tasks INDEXED BY tasks_ready WHERE {READY}
-            AND ({LANE}) > (last.task_type, last.labels, last.rate_key, last.priority)
-            ORDER BY {LANE} LIMIT 1
-        )
-        FROM lane JOIN tasks AS last ON last.task_id = lane.task_id
-    )
-    SELECT {LANE} FROM lane JOIN tasks USING (task_id) LIMIT ?
-"""
 
 
 def task_row(values: Sequence[Any]) -> TaskRow:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from msgspec import Struct
 from sqlite_utils import Database
 
-from storage.task_dao import HELD, SLIM_COLUMNS, task_row
+from storage.task_dao import HELD, SLIM_COLUMNS, UNSUCCESSFUL, task_row
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.model import TaskState
 
@@ -82,7 +82,7 @@ def _candidates(
 ) -> tuple[str, tuple[Any, ...]]:
     """The best index's tasks in id order, as a SELECT that ends after SCANNED_MAX of them."""
     states = set(wanted.states)
-    source, terms, arguments = "NOT INDEXED", "", []
+    source, terms, arguments = "NOT INDEXED", "", list[Any]()
     if states and states <= _HELD_STATES:
         # What is in hands is bounded; sorting all of it is quick.
         source, terms = "INDEXED BY tasks_held", f"{HELD} AND"
@@ -91,7 +91,8 @@ def _candidates(
         arguments.append(wanted.job_id)
     elif len(states) == 1 and states <= _UNSUCCESSFUL:
         (state,) = states
-        source, terms = "INDEXED BY tasks_unsuccessful", f"state = '{state.value}' AND"
+        source, terms = "INDEXED BY tasks_unsuccessful", f"{UNSUCCESSFUL} AND state = ? AND"
+        arguments.append(state)
     edge, order = ("<", "DESC") if newest_first else (">", "ASC")
     start = cursor if cursor is not None else (_BEYOND if newest_first else 0)
     columns = "task_id, state, task_type, job_id, device_id, rate_key"
