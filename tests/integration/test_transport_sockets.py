@@ -346,6 +346,19 @@ def test_peer_that_leaves_is_noticed_and_sends_to_it_say_so(
     assert master.sockets.counters.sent_gone == 1
 
 
+def test_peer_heard_before_anybody_asked_who_is_connected_is_not_lost(
+    master: MasterBench, peers: Peers
+) -> None:
+    peers().send(b"hello")
+    router, _, door = master.sockets.sockets
+    door.poll(1000)
+    master.sockets.answer_zap()
+    router.poll(1000)
+
+    assert len(master.sockets.receive(10)) == 1
+    assert master.sockets.lost_peers() == []
+
+
 def test_killed_process_is_noticed_within_200_ms(master: MasterBench) -> None:
     keys = master.worker_keys()
     program = (

@@ -112,6 +112,13 @@ def test_token_of_a_newer_version_says_so() -> None:
         decode_join_token(text)
 
 
+def test_damage_is_not_mistaken_for_a_newer_version() -> None:
+    text = sealed(msgspec.msgpack.encode({"v": 2, "anything": "else"}))
+
+    with pytest.raises(ConfigError, match="damaged"):
+        decode_join_token(text[:-1] + ("A" if text[-1] != "A" else "Q"))
+
+
 def test_wrong_prefix_says_where_tokens_come_from() -> None:
     with pytest.raises(ConfigError, match="distribute token create"):
         decode_join_token("Bearer abc")

@@ -142,7 +142,7 @@ class MasterSockets:
         """What peers sent, at most this many messages, in order: (peer, principal, frame).
 
         A message of any other shape than one frame, and any of a key that is not allowed (any
-        more), is dropped and counted. 1.3 us a message of 100 bytes.
+        more), is dropped and counted. 1.7 us a message of 100 bytes, all checks included.
         """
         received: list[Received] = []
         for _ in range(frames_max):
