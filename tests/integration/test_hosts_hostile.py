@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ import msgpack  # type: ignore[import-untyped]  # ships no types
 import pytest
 
 from tests.support.host_bench import HostBench, evidence
-from zmqcluster.messages import ProgressNote, RateRule, TaskResult
+from tests.support.host_processes import is_alive
+from zmqcluster.messages import ProgressNote, RateRule, TaskOrder, TaskResult
 from zmqcluster.model import Outcome
 
 
@@ -21,21 +21,6 @@ def bench() -> Iterator[HostBench]:
     yield bench
     bench.close()
     assert bench.longest_poll_s < 1.0, "poll() must never block"
-
-
-def is_alive(pid: int) -> bool:
-    """Running, that is: a zombie somebody else has to bury is dead enough."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_gone(pid: int, within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while is_alive(pid):
-        assert time.monotonic() < deadline, f"process {pid} still lives"
-        os.sched_yield()
 
 
 def test_segfault_kills_one_host_and_is_told_with_evidence(bench: HostBench) -> None:
@@ -372,8 +357,6 @@ def test_hosts_see_no_setting_of_the_cluster(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_start_window_that_passed_in_a_busy_loop_gives_the_order_back(bench: HostBench) -> None:
-    from zmqcluster.messages import TaskOrder
-
     bench.submit(1, "h.hold_gil", seconds=1.0)
     bench.until_started(1)
     bench.pool.run(TaskOrder(2, 1, "noop", msgpack.packb({}), 60_000, start_within_ms=100))

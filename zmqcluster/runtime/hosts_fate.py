@@ -119,6 +119,24 @@ def killed(entry: Entry, link: HostLink, status: int) -> TaskResult:
     )
 
 
+def as_ended(entry: Entry, result: TaskResult) -> TaskResult:
+    """What a result means that arrived after the task was told to end."""
+    assert entry.ending is not None
+    if entry.ending is Outcome.TIMED_OUT and result.outcome is Outcome.COMPLETED:
+        return result  # it just made it
+    error = ""
+    if entry.ending is Outcome.TIMED_OUT:
+        error = timeout_text(entry.order, "it was cancelled")
+    return TaskResult(
+        result.task_id,
+        result.attempt,
+        entry.ending,
+        error=error,
+        run_us=result.run_us,
+        rates=result.rates,
+    )
+
+
 def timeout_text(order: TaskOrder, what_was_done: str) -> str:
     return f"ran longer than its {order.timeout_ms / 1000:g} s; {what_was_done}"
 

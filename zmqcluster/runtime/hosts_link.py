@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from enum import StrEnum
 from typing import Any, Final
@@ -22,7 +23,7 @@ from executors.hostwire import (
 )
 from zmqcluster.errors import RemoteProtocolError
 from zmqcluster.messages import AttemptRef, TaskOrder
-from zmqcluster.model import Outcome, Pool
+from zmqcluster.model import Outcome
 from zmqcluster.runtime.hosts_output import OutputTail
 
 Ref = tuple[int, int]
@@ -57,7 +58,7 @@ class Entry(Struct, gc=False, eq=False):
 class HostLink:
     """Talks to one host. Never blocks; whatever happens to the host, nothing here raises."""
 
-    def __init__(self, host_id: int, kind: Kind, begin: Begin, now_ms: int) -> None:
+    def __init__(self, host_id: int, kind: Kind, begin: Begin) -> None:
         self.host_id = host_id
         self.kind = kind
         self.pid = 0
@@ -83,10 +84,6 @@ class HostLink:
         self._framer = Framer(FROM_HOST)
         self._orders: list[TaskOrder] = []
         self._out = bytearray(frame(begin))
-
-    @property
-    def pool(self) -> Pool:
-        return Pool.SYNC if self.kind is Kind.SYNC else Pool.ASYNC
 
     @property
     def wants_to_write(self) -> bool:
@@ -145,9 +142,18 @@ class HostLink:
             self.unanswered = 0
         return messages
 
+    @property
+    def child_fds(self) -> tuple[int, int]:
+        """Its ends of channel and output, to be given away."""
+        return self.child_sock.fileno(), self.output.child_fd
+
+    def close_child_fds(self) -> None:
+        """Once they are given away: only then does the host's death close the channel."""
+        self.child_sock.close()
+        os.close(self.output.child_fd)
+
     def close(self) -> None:
         self.sock.close()
-        self.child_sock.close()
         self.output.close()
 
     def _pack_orders(self) -> None:
