@@ -137,9 +137,9 @@ def display_for(out: Output) -> Display:
 
 def render(progress: Progress) -> RenderableType:
     """The panel for this progress."""
-    from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     view = progress.view
@@ -155,7 +155,10 @@ def render(progress: Progress) -> RenderableType:
     for url in progress.current:
         lines.append(Text("→ " + clean(url), style="dim", overflow="ellipsis", no_wrap=True))
     title = Text(f"job {view.job_id}: {clean(view.name)}")
-    return Panel(Group(*lines), title=title, title_align="left")
+    grid = Table.grid(expand=True)
+    for line in lines:
+        grid.add_row(line)
+    return Panel(grid, title=title, title_align="left")
 
 
 def _counts(progress: Progress) -> Any:
