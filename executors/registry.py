@@ -22,7 +22,7 @@ from zmqcluster.messages import TypeOffer
 from zmqcluster.model import TASK_TYPES_MAX, RefusalCode
 
 ENTRY_POINT_GROUP: Final = "zmqcluster.executors"
-BUILT_IN: Final = ("executors.builtin",)
+BUILT_IN: Final = ("executors.builtin", "executors.crawl")
 SHOWN_CHARS_MAX: Final = 80
 
 
