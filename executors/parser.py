@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -25,18 +27,22 @@ PARSE_DEADLINE_S: Final = 5.0
 _CPU_S_PER_PAGE: Final = 10
 _MEMORY_BYTES_MAX: Final = 2 * 1024**3
 _LENGTH: Final = struct.Struct("!I")
+_SEND_BYTES: Final = 1024 * 1024
+_RECEIVE_BYTES: Final = 256 * 1024
+# The helper is started as a module of this package, from wherever the host runs.
+_ROOT: Final = str(Path(__file__).resolve().parent.parent)
 
 
-class Job(msgspec.Struct, frozen=True, array_like=True):
-    """One page for the helper."""
+class _Order(msgspec.Struct, frozen=True, array_like=True):
+    """What goes before a page's bytes."""
 
-    body: bytes
+    body_bytes: int
     header_charset: str
     follow_nofollow: bool
 
 
 _page_decoder: Final = msgspec.msgpack.Decoder(Page)
-_job_decoder: Final = msgspec.msgpack.Decoder(Job)
+_order_decoder: Final = msgspec.msgpack.Decoder(_Order)
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -50,6 +56,7 @@ class PageParser:
     def __init__(self, deadline_s: float = PARSE_DEADLINE_S) -> None:
         self._deadline_s = deadline_s
         self._helper: asyncio.subprocess.Process | None = None
+        self._socket: socket.socket | None = None
         self._turn = asyncio.Lock()
 
     async def parse(self, body: bytes, header_charset: str, follow_nofollow: bool) -> Page:
@@ -57,68 +64,83 @@ class PageParser:
         if len(body) <= INLINE_BYTES_MAX:
             return read_page(body, header_charset, follow_nofollow=follow_nofollow)
         async with self._turn:
-            return await self._ask(Job(body, header_charset, follow_nofollow))
+            return await self._ask(_Order(len(body), header_charset, follow_nofollow), body)
 
     async def close(self) -> None:
         """End the helper, if one was started."""
-        await self._kill()
+        async with self._turn:
+            await self._kill()
 
-    async def _ask(self, job: Job) -> Page:
+    async def _ask(self, order: _Order, body: bytes) -> Page:
         """One page through the helper. Whatever goes wrong, the next one gets a fresh helper."""
         whole = False
         try:
             async with asyncio.timeout(self._deadline_s):
-                answer = await self._exchange(_encoder.encode(job))
+                answer = await self._exchange(_encoder.encode(order), body)
             whole = True
         except TimeoutError:
             raise Unparseable(f"parsing took more than {self._deadline_s:g} s") from None
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (EOFError, ConnectionError):
             raise Unparseable("the parser died on it") from None
         finally:
             if not whole:
                 await self._kill()
         return _page_decoder.decode(answer)
 
-    async def _exchange(self, frame: bytes) -> bytes:
-        if self._helper is None or self._helper.returncode is not None:
+    async def _exchange(self, order: bytes, body: bytes) -> bytes:
+        if self._socket is None or self._helper is None or self._helper.returncode is not None:
+            await self._start()
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._socket, _LENGTH.pack(len(order)) + order)
+        await loop.sock_sendall(self._socket, body)
+        answer = b""
+        need = _LENGTH.size
+        while len(answer) < need:
+            part = await loop.sock_recv(self._socket, _RECEIVE_BYTES)
+            if not part:
+                raise EOFError
+            answer = answer + part if answer else part
+            if len(answer) >= _LENGTH.size:
+                need = _LENGTH.size + _LENGTH.unpack_from(answer)[0]
+        return answer[_LENGTH.size :]
+
+    async def _start(self) -> None:
+        await self._kill()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            # A usual page fits, so it is sent with one call.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+            self._socket = ours
             self._helper = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "executors.parser",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+                sys.executable, "-m", "executors.parser", stdin=theirs.fileno(), cwd=_ROOT
             )
-        reader, writer = self._helper.stdout, self._helper.stdin
-        assert reader is not None
-        assert writer is not None
-        writer.write(_LENGTH.pack(len(frame)) + frame)
-        await writer.drain()
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return await reader.readexactly(length)
 
     async def _kill(self) -> None:
         helper, self._helper = self._helper, None
-        if helper is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            helper.kill()
-        # Closes the pipes too, so nothing is left for the garbage collector to find.
-        await helper.communicate()
+        ours, self._socket = self._socket, None
+        if ours is not None:
+            ours.close()
+        if helper is not None:
+            with contextlib.suppress(ProcessLookupError):
+                helper.kill()
+            await helper.wait()
 
 
 def main() -> None:
-    """The helper: pages in on stdin, facts out on stdout, until stdin ends."""
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    """The helper: pages in and facts out on the socket at descriptor 0, until it is closed."""
     _limit(resource.RLIMIT_AS, _MEMORY_BYTES_MAX)
-    while len(head := source.read(_LENGTH.size)) == _LENGTH.size:
-        (length,) = _LENGTH.unpack(head)
-        job = _job_decoder.decode(source.read(length))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + _CPU_S_PER_PAGE)
-        page = read_page(job.body, job.header_charset, follow_nofollow=job.follow_nofollow)
-        answer = _encoder.encode(page)
-        sink.write(_LENGTH.pack(len(answer)) + answer)
-        sink.flush()
+    with socket.socket(fileno=0) as door, door.makefile("rwb") as stream:
+        while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
+            order = _order_decoder.decode(stream.read(_LENGTH.unpack(head)[0]))
+            body = stream.read(order.body_bytes)
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + _CPU_S_PER_PAGE)
+            page = read_page(body, order.header_charset, follow_nofollow=order.follow_nofollow)
+            answer = _encoder.encode(page)
+            stream.write(_LENGTH.pack(len(answer)) + answer)
+            stream.flush()
 
 
 def _limit(which: int, soft: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import uvloop
 from aiohttp import web
 
 T = TypeVar("T")
@@ -24,7 +25,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         async with asyncio.timeout(TEST_SECONDS_MAX):
             return await coroutine
 
-    return asyncio.run(bounded())
+    # The loop that executor hosts run on.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(bounded())
 
 
 @dataclass
