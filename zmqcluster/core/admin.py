@@ -65,9 +65,14 @@ def on_enrol(state: MasterState, peer: Peer, principal: Principal, message: Enro
     row = KeyRow(message.public_key, token.role, device_id, token.token_id, state.wall_ms)
     state.keys[message.public_key] = row
     state.changes.keys[message.public_key] = msgspec.structs.replace(row)
-    state.act(AllowKey(message.public_key, state.principal_of(row)))
+    state.act(AllowKey(message.public_key, principal_of(row)))
     state.event("key_enrolled", device_id=device_id, detail=f"by token {token.token_id}")
     state.send(peer, Enrolled(device_id))
+
+
+def principal_of(row: KeyRow) -> Principal:
+    """Who the holder of an enrolled key is."""
+    return Principal(role=Role(row.role), device_id=row.device_id)
 
 
 def on_create_token(state: MasterState, peer: Peer, message: CreateToken) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from zmqcluster.core.dispatcher import reopen
-from zmqcluster.core.effects import AllowKey, ListLanes, LoadBacklog, LoadDelayed
-from zmqcluster.core.events import BacklogLoaded, DelayedLoaded, LanesListed, Principal
+from zmqcluster.core.effects import ListLanes, LoadBacklog, LoadDelayed
+from zmqcluster.core.events import BacklogLoaded, DelayedLoaded, LanesListed
 from zmqcluster.core.fleet import Device
 from zmqcluster.core.intake import sweep_job
 from zmqcluster.core.lifecycle import BACKOFF_MAX_MS
@@ -14,7 +14,7 @@ from zmqcluster.core.rates import RateKey
 from zmqcluster.core.rows import RateKeyRow, TaskRow
 from zmqcluster.core.sessions import recover_flight
 from zmqcluster.core.state import MasterState, Past
-from zmqcluster.model import DELAY_MS_MAX, JobState, Role, TaskState
+from zmqcluster.model import DELAY_MS_MAX, JobState, TaskState
 
 _LANES_LISTED: Final = 1_000
 # Refills of one turn together stay small enough not to hold up the loop for long.
@@ -22,7 +22,10 @@ _REFILLS_PER_TURN: Final = 8
 
 
 def recover(state: MasterState, past: Past) -> None:
-    """Rebuild memory from rows. Leases start at full length; delayed keys start closed."""
+    """Rebuild memory from rows. Leases start at full length; delayed keys start closed.
+
+    Whose keys pass is rebuilt by whoever opens the door: it must know before the first knock.
+    """
     for job in past.jobs:
         state.jobs[job.job_id] = job
         if job.state is JobState.CANCELLED:
@@ -35,12 +38,8 @@ def recover(state: MasterState, past: Past) -> None:
         recover_flight(state, task)
     for key in past.keys:
         state.keys[key.public_key] = key
-        if not key.revoked_wall:
-            state.act(AllowKey(key.public_key, state.principal_of(key)))
     for token in past.tokens:
         state.tokens[token.token_id] = token
-        if not token.revoked_wall:
-            state.act(AllowKey(token.public_key, Principal(Role.ENROL, token_id=token.token_id)))
     state.queue.unlisted = True
     state.delays.loaded(state.now_ms)
 

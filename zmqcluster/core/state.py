@@ -17,7 +17,7 @@ from msgspec import Struct, field
 
 from zmqcluster.core.delays import Delays
 from zmqcluster.core.effects import Action, Changes, Log, Send, Turn
-from zmqcluster.core.events import LaneKey, Peer, Principal
+from zmqcluster.core.events import LaneKey, Peer
 from zmqcluster.core.fleet import Device, Fleet, Flight, give_back
 from zmqcluster.core.lifecycle import TaskCause, advance
 from zmqcluster.core.queue import Lane, ReadyQueue
@@ -35,7 +35,7 @@ from zmqcluster.core.rows import (
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.timers import Timers
 from zmqcluster.messages import Outbound, TaskEnd
-from zmqcluster.model import NO_JOB, DeviceId, JobId, JobState, Role, TaskId, TaskState
+from zmqcluster.model import NO_JOB, DeviceId, JobId, JobState, TaskId, TaskState
 
 # Known unique keys kept in memory to save look-ups: the newest, whatever their job.
 _RECENT_KEYS_MAX: Final = 50_000
@@ -312,9 +312,6 @@ class MasterState:
         recent[key] = task_id
         if len(recent) > _RECENT_KEYS_MAX:
             del recent[next(iter(recent))]
-
-    def principal_of(self, row: KeyRow) -> Principal:
-        return Principal(role=Role(row.role), device_id=row.device_id)
 
     def _tally(self, task: TaskRow, former: TaskState | None) -> None:
         job = self.job(task.job_id)

@@ -17,6 +17,7 @@ from storage.queries import Queries
 from zmqcluster import __version__
 from zmqcluster.config import ClusterConfig
 from zmqcluster.core.events import Principal
+from zmqcluster.core.admin import principal_of
 from zmqcluster.core.master import MasterCore
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.state import Past
@@ -98,7 +99,7 @@ class MasterNode:
         stack.callback(base.close)
         past = _past(base, clock)
         self._keys = load_or_create_key_pair(self.data_dir.keys_folder(), "server")
-        allowlist = self._allowlist()
+        allowlist = self._allowlist(past)
         sockets = MasterSockets(
             config.bind, config.dispatch_port, config.control_port, self._keys, allowlist
         )
@@ -144,9 +145,20 @@ class MasterNode:
         self._rest.bind()
         self._stack.callback(self._rest.stop)
 
-    def _allowlist(self) -> Allowlist:
-        """The client key of this machine passes from the start; the core names all others."""
+    def _allowlist(self, past: Past) -> Allowlist:
+        """Whoever passed before passes again, from the first moment the door is there.
+
+        A key refused at that moment would stay away until its owner begins anew. Keys and tokens
+        made or revoked from now on are the core's to name.
+        """
         allowlist = Allowlist()
+        for key in past.keys:
+            if not key.revoked_wall:
+                allowlist.allow(key.public_key, principal_of(key))
+        for token in past.tokens:
+            if not token.revoked_wall:
+                principal = Principal(Role.ENROL, token_id=token.token_id)
+                allowlist.allow(token.public_key, principal)
         client: KeyPair = load_or_create_key_pair(self.data_dir.keys_folder(), "client")
         allowlist.allow(client.public, Principal(Role.CLIENT))
         return allowlist
