@@ -56,7 +56,7 @@ def test_large_results_are_split_by_bytes_and_held_back_until_others_are_acknowl
     outbox.ack([AttemptRef(task_id, 1) for task_id in first])
     second = [task_id for ids in sent_ids(outbox) for task_id in ids]
 
-    assert first + second == list(range(1, len(first) + len(second) + 1))
+    assert first + second == list(range(1, count + 1))
 
 
 def test_result_that_fits_no_frame_becomes_a_failure_that_says_so() -> None:

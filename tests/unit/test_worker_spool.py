@@ -104,7 +104,7 @@ def test_damaged_entries_are_skipped_and_counted(tmp_path: Path, where: str) -> 
         case "head":
             content[entry_bytes + 1] ^= 0xFF
         case "body":
-            content[entry_bytes + 20] ^= 0xFF
+            content[entry_bytes + 50] ^= 0xFF
         case _:
             del content[-5:]
     path.write_bytes(content)

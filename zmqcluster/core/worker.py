@@ -7,7 +7,6 @@ from random import Random
 from typing import Final, assert_never
 
 import msgspec
-from msgspec import Struct
 
 from zmqcluster.core.worker_events import (
     Connected,
@@ -30,6 +29,7 @@ from zmqcluster.core.worker_events import (
     WorkerEvent,
     WorkerSettings,
 )
+from zmqcluster.core.worker_identity import Memory, WorkerCounters, hello
 from zmqcluster.core.worker_news import News
 from zmqcluster.core.worker_outbox import Outbox
 from zmqcluster.core.worker_queue import DONE, OVERDUE_GRACE_MS, QUEUED, Work, WorkQueue
@@ -46,7 +46,6 @@ from zmqcluster.messages import (
     Hello,
     HelloAgain,
     Hint,
-    PoolOffer,
     ProgressNote,
     RateRule,
     Refused,
@@ -61,7 +60,6 @@ from zmqcluster.messages import (
 from zmqcluster.model import (
     CREDIT_MAX,
     INVENTORY_MAX,
-    PROTOCOL_VERSION,
     Outcome,
 )
 
@@ -75,7 +73,6 @@ HELD_MAX: Final = 2 * CREDIT_MAX
 KEPT_MAX: Final = INVENTORY_MAX - HELD_MAX
 # A hostile master may name attempts that never were; this many are answered.
 UNKNOWN_ABORTS_MAX: Final = INVENTORY_MAX
-ENDED_REMEMBERED: Final = 8_192
 CARE_MS: Final = 1_000
 CARE_MS_MAX: Final = 32_000
 # A change of credit is told early, but not more often than this.
@@ -83,22 +80,6 @@ TELL_MS_MIN: Final = 250
 # A drained worker waits this long for the last acknowledgements.
 FLUSH_MS: Final = 10_000
 IDLE_MS: Final = 60_000
-
-
-class WorkerCounters(Struct):
-    """What happened since the start; nothing is dropped without being counted here."""
-
-    received: int = 0
-    started: int = 0
-    finished: int = 0
-    acknowledged: int = 0
-    given_back: int = 0
-    aborted: int = 0
-    stale_assigns: int = 0
-    repeated_orders: int = 0
-    unknown_aborts: int = 0
-    stray_reports: int = 0
-    overdue: int = 0
 
 
 class WorkerCore:
@@ -124,9 +105,7 @@ class WorkerCore:
         self._session = Session(settings, rng)
         self._news = News()
         self._resources = Resources()
-        # The newest ended attempt of a task, for the last tasks that ran here; two generations.
-        self._ended: dict[int, int] = {}
-        self._ended_before: dict[int, int] = {}
+        self._memory = Memory()
         self._told: tuple[int, bool] = (0, False)
         self._told_ms = 0
         self._care_ms = CARE_MS
@@ -267,7 +246,8 @@ class WorkerCore:
 
     def _take_in(self, now_ms: int, order: TaskOrder, effects: list[WorkerEffect]) -> None:
         task_id, attempt = order.task_id, order.attempt
-        if attempt <= self._newest_attempt(task_id) or (task_id, attempt) in self._outbox:
+        newest = max(self._queue.attempt_of(task_id), self._memory.newest(task_id))
+        if attempt <= newest or (task_id, attempt) in self._outbox:
             self.counters.repeated_orders += 1
             return
         pool = self._pool_of.get(order.task_type)
@@ -341,7 +321,7 @@ class WorkerCore:
             self.counters.aborted += 1
         else:
             self.counters.unknown_aborts += 1
-            is_told = ref.attempt <= self._newest_ended(ref.task_id)
+            is_told = ref.attempt <= self._memory.newest(ref.task_id)
             if is_told or (ref.task_id, ref.attempt) in self._outbox:
                 return
             if self.kept >= UNKNOWN_ABORTS_MAX:
@@ -456,17 +436,7 @@ class WorkerCore:
 
     def _end(self, now_ms: int, result: TaskResult) -> None:
         self._outbox.keep(now_ms, result)
-        if result.attempt > self._ended.get(result.task_id, 0):
-            self._ended[result.task_id] = result.attempt
-        if len(self._ended) >= ENDED_REMEMBERED:
-            self._ended_before, self._ended = self._ended, {}
-
-    def _newest_attempt(self, task_id: int) -> int:
-        """The newest attempt of a task that is or was here, as far as remembered; 0: none."""
-        return max(self._queue.attempt_of(task_id), self._newest_ended(task_id))
-
-    def _newest_ended(self, task_id: int) -> int:
-        return max(self._ended.get(task_id, 0), self._ended_before.get(task_id, 0))
+        self._memory.ended(result.task_id, result.attempt)
 
     def _give_back(self, refs: list[AttemptRef], reason: str) -> None:
         if refs:
@@ -486,23 +456,8 @@ class WorkerCore:
         return min(CREDIT_MAX, self._queue.slots + ahead), False
 
     def _hello(self, now_ms: int) -> Hello:
-        settings = self._settings
         self._told, self._told_ms = self._offer(), now_ms
-        credit, draining = self._told
-        slots_max = self._queue.slots
-        return Hello(
-            version=PROTOCOL_VERSION,
-            device_id=settings.device_id,
-            boot_id=settings.boot_id,
-            name=settings.name,
-            capabilities=settings.capabilities,
-            task_types=settings.task_types,
-            pools=tuple(PoolOffer(one.pool, min(one.slots, slots_max)) for one in settings.pools),
-            labels=settings.labels,
-            credit=credit,
-            inventory=self._inventory(now_ms),
-            draining=draining,
-        )
+        return hello(self._settings, self._queue.slots, *self._told, self._inventory(now_ms))
 
     def _beat(self, now_ms: int, seq: int, offer: tuple[int, bool]) -> Heartbeat:
         self._told, self._told_ms = offer, now_ms
