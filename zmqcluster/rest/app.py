@@ -12,6 +12,7 @@ import msgspec
 from litestar import Litestar, Response, Router, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.routes import BaseRoute
 
 from zmqcluster.errors import RequestRefused, StorageError
 from zmqcluster.rest import devices, jobs, system, tasks
@@ -77,6 +78,13 @@ def create_app(
     return Door(app, api_token, hosts, answered)
 
 
+def http_routes(door: Door) -> list[BaseRoute]:
+    """Every route behind this door."""
+    app = door.inner
+    assert isinstance(app, Litestar)
+    return list(app.routes)
+
+
 def _description(app: Callable[[], Litestar], version: str) -> list[Any]:
     """The routes that describe all routes, themselves included; made once, when first asked."""
     made: dict[str, Any] = {}
@@ -96,7 +104,7 @@ def _description(app: Callable[[], Litestar], version: str) -> list[Any]:
         """This API for people."""
         headers = {"Content-Security-Policy": PAGE_POLICY}
         html = page(document())
-        return Response(html, media_type="text/html; charset=utf-8", headers=headers)
+        return Response(html, media_type="text/html", headers=headers)
 
     return [openapi_json, docs_page]
 

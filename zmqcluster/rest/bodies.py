@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from zmqcluster.errors import RequestRefused
 from zmqcluster.messages import RateRule, Submit, TaskSpec
@@ -235,19 +236,45 @@ def _sentence(message: str, given: Any, root: str, shape: Any) -> str:
     field = path.removeprefix(".") or root
     if unknown := _UNKNOWN_FIELD.search(reason):
         return f"{field}: {_unknown_field(unknown['name'], path, shape)}"
+    if "enum value" in reason:
+        reason = f"allowed are {', '.join(_choices(path, shape))}"
     value = _at(given, path)
     quoted = "" if value is msgspec.UNSET else f"; given {_quoted(value)}"
     return f"{field}: {reason}{quoted}."
 
 
 def _unknown_field(name: str, path: str, shape: Any) -> str:
-    nested: Mapping[str, type[msgspec.Struct]] = {"tasks": TaskBody, "rates": RateBody}
-    inner = TaskBody if path.startswith("[") else nested.get(path.strip(".").split("[")[0], shape)
-    allowed: Sequence[str] = getattr(inner, "__struct_encode_fields__", ())
+    allowed = getattr(_struct_at(path, shape), "__struct_encode_fields__", ())
     close = difflib.get_close_matches(name, allowed, n=1)
     hint = f"; did you mean {close[0]}?" if close else "."
-    known = ", ".join(allowed) if allowed else "nothing"
+    known = ", ".join(allowed) if allowed else "none"
     return f"there is no {_quoted(name)}; allowed are {known}{hint}"
+
+
+def _choices(path: str, shape: Any) -> list[str]:
+    """The values an enum or literal field at this path may have."""
+    name = path.rpartition(".")[2]
+    for field in msgspec.inspect.type_info(_struct_at(path, shape)).fields:  # type: ignore[attr-defined]  # of a struct
+        if field.encode_name == name:
+            kinds = getattr(field.type, "types", (field.type,))
+            return [str(value) for kind in kinds for value in _values(kind)]
+    return []
+
+
+def _values(kind: msgspec.inspect.Type) -> Iterable[Any]:
+    match kind:
+        case msgspec.inspect.EnumType(cls):
+            return [each.value for each in cls]
+        case msgspec.inspect.LiteralType(values):
+            return values
+        case _:
+            return ()
+
+
+def _struct_at(path: str, shape: Any) -> Any:
+    """The struct that holds the field at this path of a body."""
+    nested: Mapping[str, type[msgspec.Struct]] = {"tasks": TaskBody, "rates": RateBody}
+    return TaskBody if path.startswith("[") else nested.get(path.strip(".").split("[")[0], shape)
 
 
 def _at(value: Any, path: str) -> Any:

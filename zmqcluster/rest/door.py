@@ -52,7 +52,7 @@ class Door:
     ) -> None:
         if not api_token:
             raise ValueError("an empty API token would open every door")
-        self._inner = inner
+        self.inner = inner
         self._token = api_token.encode()
         self._hosts = LOCAL_HOSTS | {host.lower().strip("[]") for host in hosts}
         self._bodies_bytes = 0
@@ -69,7 +69,7 @@ class Door:
             await answer.refuse(problem)
             return
         try:
-            await self._inner(scope, body, answer)
+            await self.inner(scope, body, answer)
         finally:
             self._bodies_bytes -= body.bytes_read
 

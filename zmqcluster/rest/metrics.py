@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 
 from zmqcluster.views import OverviewView
 
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_TYPE: Final = "text/plain; version=0.0.4"
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9_]+")
 
 Sample = tuple[str, float]

@@ -129,6 +129,7 @@ def _schemas(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
     kinds: list[Any] = [ProblemView]
     for handler in handlers:
         kinds += handler.opt.get(BODY, ())
+        kinds += [handler.opt[QUERY]] if QUERY in handler.opt else []
         answer = answer_of(handler)
         if isinstance(answer, type) and issubclass(answer, msgspec.Struct):
             kinds.append(answer)
