@@ -39,6 +39,7 @@ class RestServer:
         self._app = app
         self._sockets: list[socket.socket] = []
         self._server: _Server | None = None
+        self._is_stopping = False
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -48,19 +49,29 @@ class RestServer:
             return
         try:
             for family, address in _addresses(self.host, self.port):
-                if self.port and self._sockets:
-                    address = (address[0], self.port, *address[2:])
-                self._sockets.append(_listener(family, address))
-                self.port = self._sockets[0].getsockname()[1]
+                self._listen(family, address)
         except OSError as error:
             self._close_sockets()
             raise StartError(_advice(self.host, self.port, error)) from None
+
+    def _listen(self, family: socket.AddressFamily, address: Any) -> None:
+        """One more address, on the port the first one got."""
+        try:
+            listener = _listener(family, (address[0], self.port, *address[2:]))
+        except OSError as error:
+            # A machine may name ::1 localhost and have no IPv6: the first address is enough.
+            if self._sockets and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                return
+            raise
+        self._sockets.append(listener)
+        self.port = listener.getsockname()[1]
 
     async def serve(self, on_started: Callable[[], None] | None = None) -> None:
         """Answer requests until stop_soon(); those in hand are finished first."""
         self.bind()
         config = uvicorn.Config(self._app, **uvicorn_settings())
         self._server = _Server(config, on_started)
+        self._server.should_exit = self._is_stopping
         try:
             await self._server.serve(sockets=self._sockets)
         finally:
@@ -80,6 +91,7 @@ class RestServer:
 
     def stop_soon(self) -> None:
         """Take no more connections, finish what is in hand, and return from serve()."""
+        self._is_stopping = True
         if self._server is not None:
             self._server.should_exit = True
 
