@@ -47,7 +47,7 @@ class Agent:
 
     def _run(self) -> None:
         try:
-            self.code = self.runtime.run(on_identity=self._note)
+            self.code = self.runtime.run(on_registered=self._note)
         except (ConfigError, StartError) as error:
             self.error = error
 
@@ -134,8 +134,8 @@ def test_agent_enrols_registers_and_runs_tasks(start: Start, master: MiniMaster)
     assert (hello.device_id, hello.name, hello.labels) == ("d1", "first", ("gpu",))
     assert hello.capabilities.cpu_count >= 1
     assert {"noop", "noop_sync"} <= {offer.task_type for offer in hello.task_types}
-    assert agent.identity == ("d1", f"127.0.0.1:{master.door.dispatch_port}")
     wait_until(lambda: agent.runtime.is_registered)
+    wait_until(lambda: agent.identity == ("d1", f"127.0.0.1:{master.door.dispatch_port}"))
 
 
 def test_first_signal_drains_and_ends_with_goodbye(start: Start, master: MiniMaster) -> None:

@@ -128,13 +128,18 @@ class WorkerLoop:
         self._sample_due_ms = 0
         self._poller = self._new_poller()
 
-    def run(self) -> StopWorker:
-        """Turn until the end, and say which one it was."""
+    def run(self, *, until_registered: bool = False) -> StopWorker | None:
+        """Turn until the end, and say which one it was.
+
+        until_registered: return None as soon as the master counts this device in.
+        """
         while True:
             self._wait()
             stop = self.turn()
             if stop is not None:
                 return stop
+            if until_registered and self._core.is_registered:
+                return None
 
     def turn(self) -> StopWorker | None:
         """Take in what is there, decide, carry out."""
@@ -255,10 +260,10 @@ class WorkerRuntime:
         self._stop.set()
         self._bell.ring()
 
-    def run(self, on_identity: Callable[[DeviceId, str], None] | None = None) -> int:
+    def run(self, on_registered: Callable[[DeviceId, str], None] | None = None) -> int:
         """Work until told to stop; the exit code.
 
-        on_identity: told the device id and "host:port" of the master once both are settled.
+        on_registered: told the device id and "host:port" of the master after the first Welcome.
 
         Raises ConfigError or StartError before anything runs, when waiting would not help.
         """
@@ -274,13 +279,18 @@ class WorkerRuntime:
             identity = self._enrol(data_dir, folder)
             if identity is None:
                 return 0
-            if on_identity is not None:
-                on_identity(identity.device_id, _address(identity))
-            return self._work(stack, folder, identity, hosts)
+            stop = self._work(stack, folder, identity, hosts, on_registered)
+            log.log(logging.ERROR if stop.code == 1 else logging.INFO, "Worker ends: %s", stop.text)
+            return stop.code
 
     def _work(
-        self, stack: ExitStack, folder: WorkerFolder, identity: Identity, hosts: HostPool
-    ) -> int:
+        self,
+        stack: ExitStack,
+        folder: WorkerFolder,
+        identity: Identity,
+        hosts: HostPool,
+        on_registered: Callable[[DeviceId, str], None] | None,
+    ) -> StopWorker:
         config = self._config
         self.device = DeviceManager(
             identity.device_id, config.device_name, disk_path=str(folder.path)
@@ -303,11 +313,15 @@ class WorkerRuntime:
             self.core, sockets, hosts, spool, self.device,
             self._clock, self._bell, self._take_signals, interval_ms,
         )  # fmt: skip
-        stop = self.loop.run()
+        stop = self.loop.run(until_registered=True)
+        if stop is None:
+            if on_registered is not None:
+                on_registered(identity.device_id, _address(identity))
+            stop = self.loop.run()
+        assert stop is not None, "it runs until the end"
         sockets.close(GOODBYE_MS)
         hosts.close(HOSTS_GRACE_MS if stop.code == 0 else 0)
-        log.log(logging.ERROR if stop.code == 1 else logging.INFO, "Worker ends: %s", stop.text)
-        return stop.code
+        return stop
 
     def _take_signals(self) -> int:
         """How many terminate() calls are new."""
