@@ -8,13 +8,15 @@ dataclasses become maps.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
 import msgspec
 
-# Nesting is bounded by msgpack's own packing limit, 511 levels; it raises ValueError there.
+# Far more than anybody means, and little enough for every reader's own limit.
+DEPTH_MAX: Final = 100
+_SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 
 
 class Unpackable(ValueError):
@@ -30,6 +32,9 @@ def pack(value: object, bytes_max: int, what: str) -> bytes:
         packed: bytes = _PACKER.pack(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Unpackable(f"{what} cannot be sent as MessagePack: {_reason(error)}") from None
+    # A level takes a byte at least, so what is short is not deep.
+    if len(packed) > DEPTH_MAX and _is_deeper_than(value, DEPTH_MAX):
+        raise Unpackable(f"{what} is nested deeper than {DEPTH_MAX} levels")
     if len(packed) > bytes_max:
         kind = type(value).__name__
         raise Unpackable(
@@ -62,6 +67,28 @@ def _plain(value: Any) -> Any:
     except TypeError:
         kind = type(value)
         raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a plain value") from None
+
+
+def _is_deeper_than(value: object, depth_max: int) -> bool:
+    level = [value]
+    for _ in range(depth_max + 1):
+        level = [one for part in level for one in _inside(part) if type(one) not in _SCALARS]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[object]:
+    match value:
+        case Mapping():
+            return value.values()
+        case list() | tuple() | set() | frozenset():
+            return value
+        case msgspec.Struct():
+            return [getattr(value, name) for name in value.__struct_fields__]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return ()
 
 
 def _reason(error: Exception) -> str:

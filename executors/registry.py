@@ -22,7 +22,13 @@ from zmqcluster.messages import TypeOffer
 from zmqcluster.model import TASK_TYPES_MAX, RefusalCode
 
 ENTRY_POINT_GROUP: Final = "zmqcluster.executors"
-BUILT_IN: Final = ("executors.builtin", "executors.crawl")
+BUILT_IN: Final = (
+    "executors.builtin",
+    "executors.crawl",
+    "executors.user_apps",
+    "executors.app_sync",
+    "executors.data_sync",
+)
 SHOWN_CHARS_MAX: Final = 80
 
 
