@@ -245,8 +245,9 @@ def _report(call: Call, job: JobView, progress: Progress, tally: Tally, complete
         f"{tasks.failed + tasks.dead} failed, in {duration_text(seconds)}{rate}."
     )
     out.line(
-        f"The data: python main.py distribute tasks --job {job.job_id} --json; on the master's "
-        f"machine, table records (table_name 'pages') of {call.config.data_dir}/cluster.db"
+        f"The data: table records (table_name 'pages', MessagePack in body) of "
+        f"{call.config.data_dir}/cluster.db on the master's machine; "
+        "one page: python main.py distribute task ID"
     )
 
 

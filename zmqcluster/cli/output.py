@@ -88,14 +88,18 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         right = _numeric_columns(len(columns), cells)
         for n, column in enumerate(columns):
             table.add_column(column, justify="right" if n in right else "left", overflow="fold")
         for row in cells:
             # Text, not str: a title in [brackets] is no markup.
             table.add_row(*(Text(cell) for cell in row))
-        Console(file=self.stdout).print(table)
+        console = Console(file=self.stdout)
+        if title:
+            # Not the table's own title: that one wraps at the width of a narrow table.
+            console.print(Text(title, style="bold"))
+        console.print(table)
 
 
 def _numeric_columns(count: int, cells: list[list[str]]) -> set[int]:

@@ -1,0 +1,7 @@
+# Every target is one line: scripts/dev.py does the work, on a laptop and in CI alike.
+PYTHON ?= python3
+VERBS = help setup fix check test accept bench demo ci clean
+
+.PHONY: $(VERBS)
+$(VERBS):
+	@$(PYTHON) scripts/dev.py $@

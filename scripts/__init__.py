@@ -1,0 +1,1 @@
+"""Tools around the cluster: the dev loop, the demo, local sites, measurements."""
