@@ -12,11 +12,10 @@ from executors.charset import as_utf8
 TITLE_CHARS_MAX: Final = 512
 ATTRIBUTE_CHARS_MAX: Final = 2048
 
-# One pass over the tree in document order; <base> and <title> win by coming first.
-_WANTED: Final = (
-    "a[href],area[href],frame[src],iframe[src],link[rel][href],base[href],meta[name],title"
-)
-_UNSEEN: Final = ["script", "style", "noscript", "template"]
+# One pass over the tree in document order; <base> and <title> win by coming first. Each selector
+# more costs 0.5 µs a kilobyte of page, so two attributes stand for eight kinds of element.
+_WANTED: Final = "[href],[src],meta,title,script,style"
+_UNSEEN: Final = "script,style"
 
 
 class Page(Struct, frozen=True, gc=False):
@@ -47,18 +46,17 @@ def read_page(body: bytes, header_charset: str = "", *, follow_nofollow: bool = 
     gathered = _Gathered(follow_nofollow)
     add_link = gathered.links.append
     for node in tree.css(_WANTED):
+        attributes = node.attributes
         # Nearly all of them are plain links, so these have the short way.
-        if node.tag == "a" and (attributes := node.attrs).get("rel") is None:
+        if node.tag == "a" and "rel" not in attributes:
             add_link(attributes.get("href") or "")
         else:
-            gathered.take(node)
+            gathered.take(node, attributes)
     root = tree.root
     language = (root.attributes.get("lang") or "") if root is not None else ""
-    tree.strip_tags(_UNSEEN)
-    text = tree.body.text_lexbor() if tree.body is not None else ""
     return Page(
         title=gathered.title,
-        text_chars=len(text),
+        text_chars=_text_chars(tree, gathered.unseen_chars),
         language=language[:35],
         canonical=gathered.canonical,
         base=gathered.base,
@@ -67,6 +65,18 @@ def read_page(body: bytes, header_charset: str = "", *, follow_nofollow: bool = 
         links_nofollow=gathered.links_nofollow,
         links=gathered.links,
     )
+
+
+def _text_chars(tree: LexborHTMLParser, unseen_chars: int) -> int:
+    """Length of the body's text without scripts and styles; unseen_chars: theirs on the page.
+
+    Subtracting is cheaper than cutting them out of the tree.
+    """
+    if tree.body is None:
+        return 0
+    if tree.head is not None:
+        unseen_chars -= sum(len(node.text_lexbor()) for node in tree.head.css(_UNSEEN))
+    return max(0, len(tree.body.text_lexbor()) - unseen_chars)
 
 
 class _Gathered:
@@ -81,21 +91,24 @@ class _Gathered:
         self.nofollow = False
         self.noindex = False
         self.links_nofollow = 0
+        self.unseen_chars = 0
         self.links: list[str] = []
 
-    def take(self, node: LexborNode) -> None:
+    def take(self, node: LexborNode, attributes: dict[str, str | None]) -> None:
         match node.tag:
-            case "a" | "area":
-                self._link(node.attributes)
-            case "link":
-                self._relation(node.attributes)
-            case "frame" | "iframe":
-                self.links.append(node.attributes["src"] or "")
-            case "base":
-                self.base = self.base or (node.attributes["href"] or "")[:ATTRIBUTE_CHARS_MAX]
+            case "a" | "area" if "href" in attributes:
+                self._link(attributes)
+            case "link" if "href" in attributes:
+                self._relation(attributes)
+            case "frame" | "iframe" if "src" in attributes:
+                self.links.append(attributes["src"] or "")
+            case "base" if "href" in attributes:
+                self.base = self.base or (attributes["href"] or "")[:ATTRIBUTE_CHARS_MAX]
+            case "script" | "style":
+                self.unseen_chars += len(node.text_lexbor())
             case "meta":
-                self._meta(node.attributes)
-            case _:
+                self._meta(attributes)
+            case "title":
                 self._title(node)
 
     def _link(self, attributes: dict[str, str | None]) -> None:
@@ -106,14 +119,14 @@ class _Gathered:
             self.links.append(attributes["href"] or "")
 
     def _relation(self, attributes: dict[str, str | None]) -> None:
-        relations = (attributes["rel"] or "").lower().split()
+        relations = (attributes.get("rel") or "").lower().split()
         if "canonical" in relations:
             self.canonical = (attributes["href"] or "")[:ATTRIBUTE_CHARS_MAX]
         elif "next" in relations or "prev" in relations:
             self.links.append(attributes["href"] or "")
 
     def _meta(self, attributes: dict[str, str | None]) -> None:
-        if (attributes["name"] or "").lower() not in ("robots", "zmqcluster"):
+        if (attributes.get("name") or "").lower() not in ("robots", "zmqcluster"):
             return
         words = (attributes.get("content") or "").lower().replace(",", " ").split()
         self.nofollow |= "nofollow" in words or "none" in words

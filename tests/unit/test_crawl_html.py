@@ -19,7 +19,7 @@ def test_a_page_gives_its_title_text_language_and_links() -> None:
     page = read_page(
         b"<!doctype html><html lang=de><head><title> A \n &amp; B </title>"
         b"<style>p{}</style></head><body><p>Gr&uuml;n</p><script>var x</script>"
-        b"<noscript>no</noscript><template><a href=t>t</a></template>"
+        b"<style>q{}</style><img src=i><template><a href=t>t</a></template>"
         b"<svg><title>not this</title></svg><a href='/x?a=1&amp;b=2'>x</a></body></html>"
     )
 
