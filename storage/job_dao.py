@@ -26,12 +26,11 @@ class JobDAO(DAO):
         rows = self._TABLE.read_keys(self._database, "job_id", job_ids)
         return {row.job_id: row for row in rows}
 
-    def active(self) -> list[JobRow]:
-        """What the core keeps in memory: row 0, jobs under way, cancelled ones not yet swept."""
-        active = self._TABLE.read(
-            self._database, "(state = 'active' OR pending > 0 OR running > 0) AND job_id > 0"
-        )
-        return self._TABLE.read(self._database, "job_id = 0") + active
+    def open(self) -> list[JobRow]:
+        """What the core keeps in memory: jobs with anything left to do, and row 0."""
+        terms = "(state = 'active' OR pending > 0 OR running > 0) AND job_id > 0"
+        unfinished = self._TABLE.read(self._database, terms)
+        return self._TABLE.read(self._database, "job_id = 0") + unfinished
 
     def page(self, before_id: int, limit: int) -> list[JobRow]:
         """Jobs with an id below before_id, newest first."""

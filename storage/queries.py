@@ -206,8 +206,10 @@ class Queries:
         with self._reading() as database:
             return AccessDAO(database).tokens()
 
-    def records(self, table_name: str, after_key: str = "", limit: int = 100) -> list[RecordRow]:
-        """Rows of the catalogue above after_key, by key."""
+    def records(
+        self, table_name: str, after_key: str | None = None, limit: int = 100
+    ) -> list[RecordRow]:
+        """Rows of the catalogue above after_key, by key; the empty key is one, too."""
         with self._reading() as database:
             return RecordDAO(database).page(table_name, after_key, _page(limit))
 

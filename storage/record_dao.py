@@ -28,12 +28,9 @@ class RecordDAO(DAO):
     def write(self, rows: Iterable[RecordRow]) -> None:
         self._UPSERT.run(self._database.conn, [msgspec.structs.astuple(row) for row in rows])
 
-    def page(self, table_name: str, after_key: str, limit: int) -> list[RecordRow]:
-        """Rows of one table with a key above after_key, in the order of their keys."""
-        return self._TABLE.read(
-            self._database,
-            "table_name = ? AND key > ?",
-            [table_name, after_key],
-            order_by="key",
-            limit=limit,
-        )
+    def page(self, table_name: str, after_key: str | None, limit: int) -> list[RecordRow]:
+        """Rows of one table with a key above after_key (None: all), in the order of their keys."""
+        where, arguments = "table_name = ?", [table_name]
+        if after_key is not None:
+            where, arguments = f"{where} AND key > ?", [table_name, after_key]
+        return self._TABLE.read(self._database, where, arguments, order_by="key", limit=limit)

@@ -32,7 +32,7 @@ class Recovered(Struct, frozen=True):
 
     epoch: 0 in a new database. clock_ms, wall_ms: the two clocks at that commit (0: never saved).
     held: assigned or running tasks, with their data. assignments: the current attempt of each.
-    jobs: the active ones, and row 0 if anything was ever counted in it.
+    jobs: those with anything left to do, and row 0 if anything was ever counted in it.
     rate_keys: only those that hold anything back. keys, tokens: all, revoked ones too.
     totals: tasks by state since the beginning, pruned ones included.
     """
@@ -67,7 +67,7 @@ def load(database: Database) -> Recovered:
             next_job_id=JobId(jobs.highest_id() + 1),
             held=tasks.held(),
             assignments=TaskAssignmentDAO(database).held(),
-            jobs=jobs.active(),
+            jobs=jobs.open(),
             devices=DeviceDAO(database).all(),
             rate_keys=RateKeyDAO(database).limited(clock_ms),
             keys=access.keys(),

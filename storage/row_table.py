@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from sqlite_utils import Database
 
-from storage.statements import ROWS_MAX, MultiRow
+from storage.statements import ByKeys, MultiRow, SqlRow
 from zmqcluster.core.rows import Row
 
 R = TypeVar("R", bound=Row)
+NO_LIMIT: Final = -1
 
 
 class RowTable(Generic[R]):
@@ -25,7 +26,9 @@ class RowTable(Generic[R]):
         fields = row_type.__struct_fields__
         self.name = name
         self.columns = ", ".join(fields)
+        self._fields = fields
         self._row_type = row_type
+        self._by_keys: dict[str, ByKeys] = {}
         self._insert = MultiRow(f"{verb} INTO {name} ({self.columns}) {{}}", len(fields))
 
     def write(self, connection: sqlite3.Connection, rows: Iterable[R]) -> None:
@@ -35,27 +38,27 @@ class RowTable(Generic[R]):
     def read(
         self,
         database: Database,
-        where: str | None = None,
+        where: str = "1",
         arguments: Sequence[Any] = (),
         *,
-        order_by: str | None = None,
-        limit: int | None = None,
+        order_by: str = "",
+        limit: int = NO_LIMIT,
     ) -> list[R]:
-        """The rows that match. For tables that are read now and then, not for the hot path."""
-        found = database[self.name].rows_where(
-            where, arguments, order_by=order_by, select=self.columns, limit=limit
-        )
-        return self._typed(list(found))
+        """The rows that match. For tables that are read now and then: about 3 µs a row."""
+        order = f" ORDER BY {order_by}" if order_by else ""
+        sql = f"SELECT {self.columns} FROM {self.name} WHERE {where}{order} LIMIT ?"
+        return self._typed(database.conn.execute(sql, (*arguments, limit)).fetchall())
 
     def read_keys(self, database: Database, column: str, keys: Sequence[Any]) -> list[R]:
         """The rows whose column is one of keys."""
-        found: list[dict[str, Any]] = []
-        for start in range(0, len(keys), ROWS_MAX):
-            part = keys[start : start + ROWS_MAX]
-            where = f"{column} IN ({','.join('?' * len(part))})"
-            found += database[self.name].rows_where(where, part, select=self.columns)
-        return self._typed(found)
+        if column not in self._by_keys:
+            select = f"SELECT {self.columns} FROM {self.name} WHERE {column} IN ({{}})"
+            self._by_keys[column] = ByKeys(select)
+        return self._typed(self._by_keys[column].run(database.conn, keys))
 
-    def _typed(self, found: list[dict[str, Any]]) -> list[R]:
+    def _typed(self, found: list[SqlRow]) -> list[R]:
         # Not strict: SQLite has no booleans.
-        return [msgspec.convert(row, self._row_type, strict=False) for row in found]
+        return [
+            msgspec.convert(dict(zip(self._fields, row, strict=True)), self._row_type, strict=False)
+            for row in found
+        ]

@@ -95,7 +95,9 @@ FIRST: Final[Migration] = (
         cancelled INTEGER NOT NULL,
         dead INTEGER NOT NULL
     ) STRICT""",
-    "CREATE INDEX jobs_active ON jobs (job_id) WHERE state = 'active'",
+    # A cancelled job can have open tasks for a while.
+    """CREATE INDEX jobs_open ON jobs (job_id)
+        WHERE state = 'active' OR pending > 0 OR running > 0""",
     "CREATE INDEX jobs_finished ON jobs (finished_wall) WHERE finished_wall > 0",
     """CREATE TABLE devices (
         device_id TEXT PRIMARY KEY,

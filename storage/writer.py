@@ -38,10 +38,11 @@ def apply(database: Database, changes: Changes) -> int:
 
 def _write(database: Database, changes: Changes) -> None:
     """Everything but the pruning. Empty parts cost next to nothing."""
-    tasks = TaskDAO(database)
-    tasks.insert(changes.new_tasks.values())
+    tasks, new, changed = TaskDAO(database), changes.new_tasks, changes.tasks
+    # In a batch of several turns a new task has often changed already: its last row is enough.
+    tasks.insert([changed.get(task_id, row) for task_id, row in new.items()])
     UniqueKeyDAO(database).write(changes.unique_keys)
-    tasks.update(list(changes.tasks.values()))
+    tasks.update([row for task_id, row in changed.items() if task_id not in new])
     TaskAssignmentDAO(database).write(changes.assignments.values())
     JobDAO(database).write(changes.jobs.values())
     DeviceDAO(database).write(changes.devices.values())
