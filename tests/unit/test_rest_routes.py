@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.support.rest_bench import RestBench, rest_bench
-from zmqcluster.errors import StorageError
+from zmqcluster.errors import StartError, StorageError
 from zmqcluster.messages import Submit
 from zmqcluster.model import Outcome, Strategy, TaskState
 
@@ -364,7 +364,16 @@ def test_tokens_are_made_listed_without_secrets_and_revoked(rest: RestBench) -> 
 
 
 @pytest.mark.parametrize(
-    "body", [{"uses": 0}, {"ttl_s": 0}, {"ttl_s": 1e12}, {"role": "king"}, {"host": "x" * 300}, []]
+    "body",
+    [
+        {"uses": 0},
+        {"ttl_s": 0},
+        {"ttl_s": 1e12},
+        {"role": "king"},
+        {"role": "enrol"},
+        {"host": "x" * 300},
+        [],
+    ],
 )
 def test_a_token_nobody_should_make_is_422(rest: RestBench, body: Any) -> None:
     assert rest.post("/tokens", body).status == 422
@@ -432,6 +441,15 @@ def test_no_answer_in_time_is_503_and_says_what_is_unknown(rest: RestBench) -> N
     assert reply.status == 503
     assert reply.headers["retry-after"] == "1"
     assert "may or may not have happened" in reply.problem()
+
+
+def test_a_master_that_stops_is_503(rest: RestBench) -> None:
+    rest.backend.trouble = StartError("the master is stopping")
+
+    reply = rest.post("/tasks", {"task_type": "noop"})
+
+    assert (reply.status, reply.json()["code"]) == (503, "stopping")
+    assert reply.problem() == "the master is stopping."
 
 
 def test_a_disk_in_trouble_is_503(rest: RestBench) -> None:

@@ -14,11 +14,11 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.routes import BaseRoute
 
-from zmqcluster.errors import RequestRefused, StorageError
+from zmqcluster.errors import RequestRefused, StartError, StorageError
 from zmqcluster.rest import devices, jobs, system, tasks
 from zmqcluster.rest.asking import Asked
 from zmqcluster.rest.backend import Backend
-from zmqcluster.rest.door import BODY_BYTES_MAX, Door
+from zmqcluster.rest.door import Door
 from zmqcluster.rest.openapi import describe
 from zmqcluster.rest.page import PAGE_POLICY, page
 from zmqcluster.rest.problems import PROBLEM_JSON, Problem, from_refusal, unavailable
@@ -72,7 +72,8 @@ def create_app(
         exception_handlers=_HANDLERS,
         logging_config=None,
         openapi_config=None,
-        request_max_body_size=BODY_BYTES_MAX,
+        # The door counts bodies; one place is enough.
+        request_max_body_size=None,
         debug=False,
     )
     return Door(app, api_token, hosts, answered)
@@ -139,6 +140,11 @@ def _on_timeout(_: Asked, __: TimeoutError) -> Response[bytes]:
     )
 
 
+def _on_stopping(_: Asked, error: StartError) -> Response[bytes]:
+    """The loop has ended while this request waited for it, or before."""
+    return _answer(unavailable(f"{error}.", "stopping"))
+
+
 def _on_storage(request: Asked, error: StorageError) -> Response[bytes]:
     _LOG.error("%s %s: %s", request.method, request.url.path, error)
     return _answer(unavailable("The master cannot read its database now.", "storage"))
@@ -168,6 +174,7 @@ _HANDLERS: Final[dict[int | type[Exception], Any]] = {
     Problem: _on_problem,
     RequestRefused: _on_refused,
     TimeoutError: _on_timeout,
+    StartError: _on_stopping,
     StorageError: _on_storage,
     HTTPException: _on_http,
     Exception: _on_error,

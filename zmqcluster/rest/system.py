@@ -13,7 +13,7 @@ from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
 from zmqcluster.messages import AskOverview, RevokeToken, SetStrategy
-from zmqcluster.model import NAME_CHARS_MAX
+from zmqcluster.model import NAME_CHARS_MAX, Role
 from zmqcluster.rest.asking import BODY, QUERY, Asked, Master, PathText, ask, order, query_of
 from zmqcluster.rest.backend import Backend
 from zmqcluster.rest.bodies import decode_body
@@ -63,7 +63,7 @@ async def put_strategy(request: Asked, backend: Master) -> StrategyView:
 async def create_token(request: Asked, backend: Master) -> IssuedTokenView:
     """Make a join token. It is shown this once."""
     body = decode_body(_TOKEN, await request.body() or b"{}")
-    issued = await backend.create_token(body.role, body.uses, body.ttl_s, body.host)
+    issued = await backend.create_token(Role(body.role), body.uses, body.ttl_s, body.host)
     return IssuedTokenView(
         token_id=issued.token_id,
         token=issued.token,
