@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_rest import FakeRest, Reply, fake_rest, problem
-from zmqcluster.cli.http import TOKEN_ENV, UNAUTHORIZED, Api, find_token
+from zmqcluster.cli.http import TOKEN_ENV, Api, find_token
 from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import (
     ConfigError,
@@ -67,10 +67,10 @@ def test_refusal_carries_the_masters_sentence(master: FakeRest, api: Api) -> Non
 def test_wrong_token_is_told_as_such_and_never_printed(master: FakeRest, api: Api) -> None:
     master.answers["POST /tasks"] = problem(401, "unauthorized", "A token is needed.")
 
-    with pytest.raises(RequestRefused, match="not this master's") as caught:
+    with pytest.raises(RequestRefused) as caught:
         api.ask("POST", "/tasks", SubmittedView, {})
 
-    assert caught.value.code == UNAUTHORIZED
+    assert str(caught.value) == "A token is needed."
     assert "s3cret" not in str(caught.value)
 
 

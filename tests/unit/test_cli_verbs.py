@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,11 +193,22 @@ def test_token_create_prints_the_command_to_paste(master: FakeRest) -> None:
         master=master,
     )
 
-    expected = f"python main.py distribute worker --master-port {master.port} --join-token ck1.AbC"
-    assert ran.out.strip() == expected
+    assert ran.out == "python main.py distribute worker --join-token ck1.AbC\n"
     assert master.bodies("POST /tokens") == [
         {"role": "worker", "uses": 5, "ttl_s": 7200.0, "host": "m1.example.org"}
     ]
+
+
+def test_join_command_names_this_machine_when_nobody_said_how_it_is_called(
+    master: FakeRest,
+) -> None:
+    issued = {"token_id": "ab", "token": "ck1.x", "role": "worker", "uses": 1, "expires_wall": 1}
+    master.answers["POST /tokens"] = Reply(body=issued)
+
+    ran = run("distribute", "token", "create", master=master)
+
+    assert f"worker --master-host {socket.gethostname()} --join-token ck1.x" in ran.out
+    assert "Change " in ran.err
 
 
 def test_token_list_and_revoke(master: FakeRest) -> None:

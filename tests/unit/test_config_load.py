@@ -244,6 +244,16 @@ def test_port_zero_is_for_a_master_only() -> None:
     assert refusal(flags={"master_port": "0", "mode": "worker"}).key == "master_port"
 
 
+def test_worker_that_was_told_no_port_leaves_it_to_its_token() -> None:
+    told = load_config(flags={"mode": "worker", "master_port": "9000"})
+    partly = load_config(flags={"mode": "worker", "dispatch_port": "9001"})
+    untold = load_config(flags={"mode": "worker"})
+
+    assert (told.dispatch_port, told.control_port) == (9001, 9002)
+    assert (partly.dispatch_port, partly.control_port) == (9001, 0)
+    assert (untold.dispatch_port, untold.control_port) == (0, 0)
+
+
 def test_a_wrong_secret_is_not_repeated() -> None:
     error = refusal(flags={"join_token": "hunter2 hunter2"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from typing import Final
 
 from msgspec import Struct
@@ -99,9 +100,7 @@ def _device(call: Call, method: str, end: str, told: str) -> int:
 def token_create(call: Call) -> int:
     """Make a join token, and print the command that uses it."""
     args = call.args
-    body = TokenBody(
-        role=Role(args.role), uses=args.uses, ttl_s=args.ttl, host=args.advertise or ""
-    )
+    body = TokenBody(role=args.role, uses=args.uses, ttl_s=args.ttl, host=args.advertise or "")
     issued = call.api.ask("POST", "/tokens", IssuedTokenView, body)
     if call.out.as_json:
         call.out.data(issued)
@@ -115,13 +114,14 @@ def token_create(call: Call) -> int:
 
 
 def _join_command(call: Call, issued: IssuedTokenView) -> list[str]:
+    """The token knows the ports, and the host when it was told one; else we guess."""
     words = ["python", "main.py", "distribute", "worker"]
-    config = call.config
-    # The token may name no host; what this command was told is then the best guess.
-    if not call.args.advertise and config.master_host != DEFAULTS.master_host:
-        words += ["--master-host", config.master_host]
-    if config.master_port != DEFAULTS.master_port:
-        words += ["--master-port", str(config.master_port)]
+    if not call.args.advertise:
+        host = call.config.master_host
+        if host == DEFAULTS.master_host or host.startswith("127.") or host == "::1":
+            host = socket.gethostname()
+        call.out.note(f"(Change {host} if the other machine knows this one by another name.)")
+        words += ["--master-host", host]
     return [*words, "--join-token", issued.token]
 
 

@@ -27,8 +27,6 @@ CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 TOKEN_CHARS_MAX: Final = 1024
-# Codes of ours for answers that are no refusal of the core; exit codes tell them apart.
-UNAUTHORIZED: Final = "unauthorized"
 # Answers that say "not now": a caller that waits anyway may ask again.
 NOT_NOW: Final = frozenset({RefusalCode.BUSY, RefusalCode.STOPPING, "unavailable"})
 
@@ -133,17 +131,10 @@ class Api:
             return RemoteProtocolError(
                 f"{self.url} answered HTTP {status} without saying why: is it a master?"
             )
-        if status == 401:
-            return RequestRefused(UNAUTHORIZED, f"{problem.detail} {self._token_hint()}")
+        if status == 401 and not self._token:
+            hint = f"Commands find it with --data-dir, --api-token-file or {TOKEN_ENV}."
+            return RequestRefused(problem.code, f"{problem.detail} {hint}")
         return RequestRefused(problem.code, problem.detail)
-
-    def _token_hint(self) -> str:
-        if self._token:
-            return "The token given is not this master's."
-        return (
-            "Run this where the master's data directory is (--data-dir), "
-            f"or give its api-token with --api-token-file or {TOKEN_ENV}."
-        )
 
     def _decoded(self, data: bytes, answer: type[T]) -> T:
         try:

@@ -37,6 +37,7 @@ from zmqcluster.model import (
 
 ENV_PREFIX: Final = "ZMQCLUSTER_"
 PORT_MAX: Final = 65_535
+MASTER_PORT_DEFAULT: Final = 7989
 # Beats and timeouts travel as ms in fields that end at one hour (messages.Welcome).
 _HOUR_S: Final = 3600.0
 
@@ -44,15 +45,16 @@ _HOUR_S: Final = 3600.0
 class ClusterConfig(Struct, frozen=True, kw_only=True):
     """Everything a process is told before it starts; docs/configuration.md explains each key.
 
-    Durations are in seconds. dispatch_port and control_port are never 0 unless master_port is:
-    then the system picks all three (tests), and only the master knows them.
+    Durations are in seconds. dispatch_port and control_port are 0 in two cases: master_port is 0
+    too, so the system picks all three; or this is a worker that was told no port at all, so its
+    join token (or the master's data directory) says where to go.
     """
 
     mode: SchedulerMode = SchedulerMode.STANDALONE
     device_id: str = ""
     device_name: str = ""
     master_host: str = "localhost"
-    master_port: int = 7989
+    master_port: int = MASTER_PORT_DEFAULT
     dispatch_port: int = 0
     control_port: int = 0
     bind: str = "127.0.0.1"
@@ -78,7 +80,8 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     spool_bytes_max: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        if self.master_port:
+        told_nothing = self.mode is SchedulerMode.WORKER and self.master_port == MASTER_PORT_DEFAULT
+        if self.master_port and not told_nothing:
             structs.force_setattr(self, "dispatch_port", self.dispatch_port or self.master_port + 1)
             structs.force_setattr(self, "control_port", self.control_port or self.master_port + 2)
 
@@ -145,12 +148,12 @@ KEYS: Final[tuple[Key, ...]] = (
     Key(
         "dispatch_port",
         Whole(min=0, max=PORT_MAX),
-        "Port of the dispatch socket (ROUTER). 0: master_port + 1.",
+        "Port of the dispatch socket (ROUTER). 0: master_port + 1, or what a join token says.",
     ),
     Key(
         "control_port",
         Whole(min=0, max=PORT_MAX),
-        "Port of the control socket (PUB). 0: master_port + 2.",
+        "Port of the control socket (PUB). 0: master_port + 2, or what a join token says.",
     ),
     Key(
         "bind",

@@ -201,7 +201,8 @@ def _check_ports(config: ClusterConfig) -> None:
     for name, port in ports.items():
         if port > PORT_MAX:
             raise ConfigError(name, f"would be {port}; allowed: at most {PORT_MAX}")
-    if len(set(ports.values())) < len(ports):
+    known = [port for port in ports.values() if port]
+    if len(set(known)) < len(known):
         listed = ", ".join(f"{name} {port}" for name, port in ports.items())
         raise ConfigError("master_port", f"{listed}; allowed: three different ports")
 
