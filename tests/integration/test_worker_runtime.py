@@ -256,7 +256,7 @@ def test_revoked_key_is_told_in_plain_words(
 
     second = MiniMaster(door, epoch=2)
     try:
-        wait_until(lambda: "does not accept this worker's key" in caplog.text)
+        wait_until(lambda: "the master refuses this device's key" in caplog.text)
     finally:
         second.close()
 

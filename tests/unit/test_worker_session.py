@@ -25,6 +25,7 @@ from zmqcluster.core.worker_session import (
     BACKOFF_MS_MAX,
     BACKOFF_MS_MIN,
     HELLO_REPEAT_MS,
+    LIVE_ELSEWHERE_BEATS,
     UNREACHABLE_AFTER_MS,
     UNREACHABLE_AGAIN_MS,
 )
@@ -151,7 +152,7 @@ def test_device_live_elsewhere_is_believed_only_when_it_lasts() -> None:
     worker = WorkerBench()
     worker.feed(Connected())
     worker.hears(refused(RefusalCode.DEVICE_LIVE))
-    while worker.now_ms <= 1_000_000 + BEAT_MS:
+    while worker.now_ms <= 1_000_000 + LIVE_ELSEWHERE_BEATS * BEAT_MS:
         assert worker.take_stops() == []
         worker.advance(BEAT_MS // 4)
         assert len(worker.take_sent(Hello)) >= 1

@@ -241,10 +241,13 @@ class WorkerCore:
             return
         session.assign_seq = message.seq
         self.counters.received += len(message.orders)
+        is_draining = self.is_draining
         for order in message.orders:
-            self._take_in(now_ms, order, effects)
+            self._take_in(now_ms, order, effects, is_draining=is_draining)
 
-    def _take_in(self, now_ms: int, order: TaskOrder, effects: list[WorkerEffect]) -> None:
+    def _take_in(
+        self, now_ms: int, order: TaskOrder, effects: list[WorkerEffect], *, is_draining: bool
+    ) -> None:
         task_id, attempt = order.task_id, order.attempt
         newest = max(self._queue.attempt_of(task_id), self._memory.newest(task_id))
         if attempt <= newest or (task_id, attempt) in self._outbox:
@@ -254,7 +257,7 @@ class WorkerCore:
         if pool is None:
             error = f"this device does not run {order.task_type!r}"
             self._end(now_ms, TaskResult(task_id, attempt, Outcome.FAILED, error=error))
-        elif self.is_draining:
+        elif is_draining:
             self._give_back([AttemptRef(task_id, attempt)], "draining")
         elif len(self._queue) >= HELD_MAX:
             self._give_back([AttemptRef(task_id, attempt)], "more than this device holds")
@@ -339,8 +342,9 @@ class WorkerCore:
             self._stop(now_ms, effects, 130, "stopped at once")
             return
         self._is_stopping = True
-        text = f"Draining: {self.running} running tasks finish first; stop again to stop at once"
-        effects.append(Say("info", text))
+        if self.running:
+            text = f"Draining: {self.running} running tasks finish first; stop again to stop now"
+            effects.append(Say("info", text))
 
     # --- deciding --------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class WorkerSettings(Struct, frozen=True):
     boot_id: 16 random bytes of this process. master: "host:port", for people.
     running_max: most tasks at once over all pools, 0 is no cap but the slots.
     kept_bytes_max: unacknowledged results beyond this stop the intake of work.
+    refused_key_advice: what a person can do when the master refuses this worker's key.
     """
 
     device_id: DeviceId
@@ -45,6 +46,7 @@ class WorkerSettings(Struct, frozen=True):
     heartbeat_interval_ms: int = 5_000
     device_timeout_ms: int = 15_000
     kept_bytes_max: int = 256 * 1024 * 1024
+    refused_key_advice: str = "the master does not accept this worker's key: join again"
 
 
 # --- events --------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ BACKOFF_MS_MIN: Final = 100
 BACKOFF_MS_MAX: Final = 5_000
 # A Hello that nobody answered is repeated after this long, and answered twice at worst.
 HELLO_REPEAT_MS: Final = 2_000
+# The master believes in a former life of ours (a host that lost power) until it has missed its
+# beat; a refusal that outlasts two beats is about somebody who does beat.
+LIVE_ELSEWHERE_BEATS: Final = 2
 UNREACHABLE_AFTER_MS: Final = 2_000
 UNREACHABLE_AGAIN_MS: Final = 30_000
 _BEATS_REMEMBERED: Final = 16
@@ -58,6 +61,7 @@ class Session:
         self.fatal = ""
         self._master = settings.master
         self._device_id = settings.device_id
+        self._refused_key_advice = settings.refused_key_advice
         self._interval_ms = settings.heartbeat_interval_ms
         self._timeout_ms = settings.device_timeout_ms
         self._rng = rng
@@ -99,10 +103,7 @@ class Session:
         self._leave()
 
     def on_key_refused(self, now_ms: int, effects: list[WorkerEffect]) -> None:
-        text = (
-            f"The master at {self._master} does not accept this worker's key (revoked, or the "
-            "master was set up anew): join again with a new token. Trying again until then"
-        )
+        text = f"{self._master}: {self._refused_key_advice}. Trying again until then"
         self._say(now_ms, (Trouble.KEY, "error", text), effects)
         self._reconnect_later(now_ms)
 
@@ -263,7 +264,7 @@ class Session:
             self._live_elsewhere_since_ms = now_ms
             text = f"Device id {self._device_id} is live elsewhere, says the master; asking again"
             effects.append(Say("warning", text))
-        elif now_ms > self._live_elsewhere_since_ms + self._interval_ms:
+        elif now_ms > self._live_elsewhere_since_ms + LIVE_ELSEWHERE_BEATS * self._interval_ms:
             text = (
                 f"device id {self._device_id} is already live elsewhere: stop the other worker, "
                 "or start this one with another --device-id"

@@ -43,9 +43,9 @@ from zmqcluster.core.worker_events import (
     WorkerEvent,
     WorkerSettings,
 )
-from zmqcluster.errors import RemoteProtocolError
+from zmqcluster.errors import ConfigError, RemoteProtocolError
 from zmqcluster.messages import AttemptRef, Hint, PoolOffer, TaskOrder, ToWorker, TypeOffer
-from zmqcluster.model import SLOTS_MAX, DeviceId, Outcome, Pool, SchedulerMode
+from zmqcluster.model import SLOTS_MAX, TASK_TYPES_MAX, DeviceId, Outcome, Pool, SchedulerMode
 from zmqcluster.runtime.clock import Clock, SystemClock
 from zmqcluster.runtime.device_manager import VERSION, DeviceManager
 from zmqcluster.runtime.doorbell import Doorbell
@@ -54,7 +54,7 @@ from zmqcluster.runtime.hosts_settings import HostSettings
 from zmqcluster.runtime.spool import Spool
 from zmqcluster.runtime.transport import Link, PeerSockets
 from zmqcluster.security.datadir import DataDir, WorkerFolder, make_device_id
-from zmqcluster.security.join import Identity, ensure_enrolled
+from zmqcluster.security.join import Identity, ensure_enrolled, words_for_refused_key
 
 FRAMES_A_TURN: Final = 64
 HINTS_A_TURN: Final = 16
@@ -298,7 +298,8 @@ class WorkerRuntime:
         self.device.start(self._clock.monotonic_ms())
         spool = Spool(folder.spool, 2 * config.spool_bytes_max)
         stack.callback(spool.close)
-        settings = worker_settings(config, identity, self.device, hosts)
+        advice = words_for_refused_key(folder)
+        settings = worker_settings(config, identity, self.device, hosts, advice)
         self.core = WorkerCore(settings, self._rng, spool.load())
         sockets = PeerSockets(
             identity.master_host,
@@ -369,9 +370,16 @@ def host_settings(config: ClusterConfig, folder: WorkerFolder, device_id: Device
 
 
 def worker_settings(
-    config: ClusterConfig, identity: Identity, device: DeviceManager, hosts: Hosts
+    config: ClusterConfig,
+    identity: Identity,
+    device: DeviceManager,
+    hosts: Hosts,
+    refused_key_advice: str,
 ) -> WorkerSettings:
-    """What the core has to know of all this."""
+    """What the core has to know of all this. Raises ConfigError(executors) for too many types."""
+    if len(hosts.offers()) > TASK_TYPES_MAX:
+        problem = f"{len(hosts.offers())} task types, at most {TASK_TYPES_MAX} on one device"
+        raise ConfigError("executors", problem)
     caps = [cap for cap in (config.concurrent_tasks, config.max_tasks_per_device) if cap]
     return WorkerSettings(
         device_id=identity.device_id,
@@ -386,6 +394,7 @@ def worker_settings(
         heartbeat_interval_ms=round(config.heartbeat_interval * 1000),
         device_timeout_ms=round(config.device_timeout * 1000),
         kept_bytes_max=config.spool_bytes_max,
+        refused_key_advice=refused_key_advice,
     )
 
 
