@@ -149,6 +149,23 @@ def test_an_endless_body_stops_at_its_cap() -> None:
     run(scenario())
 
 
+def test_an_endless_packed_body_stops_at_its_cap_too() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+        packer = zlib.compressobj(wbits=31)
+        while True:
+            part = packer.compress(b"\0" * 100_000) + packer.flush(zlib.Z_SYNC_FLUSH)
+            yield b"%x\r\n%b\r\n" % (len(part), part)
+
+    async def scenario() -> None:
+        async with raw_site(endless) as site:
+            response = await get(site, limits=Limits(bytes_max=1_000_000, body_s=5))
+            assert (response.body, response.cut) == (b"", "too_big")
+            assert response.wire_bytes < 100_000
+
+    run(scenario())
+
+
 def test_a_body_that_drips_meets_its_deadline() -> None:
     async def dripping() -> AsyncIterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
