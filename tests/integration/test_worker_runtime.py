@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
+import msgspec
 import pytest
 
 from tests.support.mini_master import Door, MiniMaster
@@ -32,6 +35,7 @@ from zmqcluster.runtime.worker import WorkerRuntime
 from zmqcluster.security.tokens import encode_join_token
 
 WAIT_S = 20.0
+ROOT = Path(__file__).parents[2]
 
 
 class Agent:
@@ -68,6 +72,10 @@ class Agent:
             self.end()
 
 
+Start = Callable[..., Agent]
+Configured = Callable[..., ClusterConfig]
+
+
 @pytest.fixture
 def door() -> Door:
     return Door()
@@ -80,29 +88,31 @@ def master(door: Door) -> Iterator[MiniMaster]:
     master.close()
 
 
-Start = Callable[..., Agent]
+@pytest.fixture
+def configured(tmp_path: Path, door: Door, master: MiniMaster) -> Configured:
+    def configure(**keys: Any) -> ClusterConfig:
+        assert door.token is not None
+        fields: dict[str, Any] = {
+            "data_dir": str(tmp_path / "data"),
+            "device_id": "d1",
+            "master_host": "127.0.0.1",
+            "dispatch_port": door.dispatch_port,
+            "control_port": door.control_port,
+            "join_token": encode_join_token(door.token),
+            "concurrent_tasks": 4,
+            **keys,
+        }
+        return ClusterConfig(mode=SchedulerMode.WORKER, **fields)
+
+    return configure
 
 
 @pytest.fixture
-def start(tmp_path: Path, door: Door, master: MiniMaster) -> Iterator[Start]:
+def start(configured: Configured) -> Iterator[Start]:
     agents = []
 
     def start_agent(**keys: Any) -> Agent:
-        assert door.token is not None
-        config = ClusterConfig(
-            mode=SchedulerMode.WORKER,
-            **{
-                "data_dir": str(tmp_path / "data"),
-                "device_id": "d1",
-                "master_host": "127.0.0.1",
-                "dispatch_port": door.dispatch_port,
-                "control_port": door.control_port,
-                "join_token": encode_join_token(door.token),
-                "concurrent_tasks": 4,
-                **keys,
-            },
-        )
-        agents.append(Agent(config))
+        agents.append(Agent(configured(**keys)))
         return agents[-1]
 
     yield start_agent
@@ -216,6 +226,38 @@ def test_result_nobody_acknowledged_is_sent_by_the_next_process(
     assert msgpack.unpackb(master.wait_for_result(1).result) == "kept"
     assert [held.phase for held in master.hello().inventory] == [2]
     assert len(master.of(Enrol)) == 1
+
+
+AGENT = """
+import sys, msgspec
+from zmqcluster.config import ClusterConfig
+from zmqcluster.runtime.worker import WorkerRuntime
+WorkerRuntime(msgspec.json.decode(sys.argv[1], type=ClusterConfig)).run()
+"""
+
+
+def test_killed_agent_leaves_its_results_for_the_next_process(
+    configured: Configured, start: Start, master: MiniMaster, tmp_path: Path
+) -> None:
+    master.acks = False
+    config = msgspec.json.encode(configured()).decode()
+    agent = subprocess.Popen([sys.executable, "-c", AGENT, config], cwd=ROOT)
+    try:
+        master.assign(order(1, "echo", value="kept"), order(2, "sleep", seconds=600))
+        master.wait_for_result(1)
+        spools = tmp_path / "data" / "workers"
+        wait_until(lambda: any(one.stat().st_size for one in spools.glob("*/spool/*.spool")))
+    finally:
+        agent.kill()
+        agent.wait(WAIT_S)
+    master.results.clear()
+    master.acks = True
+
+    start()
+
+    assert msgpack.unpackb(master.wait_for_result(1).result) == "kept"
+    hello = master.hello()
+    assert [(held.task_id, held.phase) for held in hello.inventory] == [(1, 2)]
 
 
 def test_silent_master_is_left_and_greeted_again(start: Start, master: MiniMaster) -> None:
