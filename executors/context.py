@@ -63,12 +63,14 @@ class ExecutorSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The part of the configuration that executors see.
 
     egress_allow: networks ("127.0.0.0/8") reachable beside public ones. contact: goes into the
-    user agent. data_dir: a folder of this worker's own.
+    user agent. data_dir: a folder of this worker's own. sources_dir: the operator's own sources
+    (executors/sources); empty: `sources` in data_dir.
     """
 
     egress_allow: tuple[str, ...] = ()
     contact: str = ""
     data_dir: str = ""
+    sources_dir: str = ""
     device_id: str = ""
     version: str = "0.1"
 

@@ -19,6 +19,7 @@ from executors.channel import Channel
 from executors.host_async import AsyncHost
 from executors.host_sync import SyncHost
 from executors.hostwire import SETTINGS, Begin
+from executors.proctree import name_process
 from executors.registry import Registry
 from zmqcluster.errors import ClusterError
 from zmqcluster.model import Pool
@@ -45,6 +46,7 @@ def serve(sock: socket.socket, registry: Registry | None) -> int:
         sys.stderr.write(f"{error}\n")
         return 3
     settings = SETTINGS.decode(begin.settings)
+    name_process(f"zmqc-host-{begin.pool}")
     host = AsyncHost if begin.pool is Pool.ASYNC else SyncHost
     return host(channel, known, settings).serve()
 

@@ -18,6 +18,7 @@ from typing import Final
 import psutil  # type: ignore[import-untyped]  # ships no types
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 IS_LINUX: Final = sys.platform == "linux"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if IS_LINUX else None
@@ -36,6 +37,12 @@ def die_with_parent(parent_pid: int) -> None:
     # It may have died before the line above.
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """What `top` and `ps -o comm` show; at most 15 characters count (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def kill_tree(pid: int) -> None:

@@ -60,7 +60,7 @@ class SourceTaskExecutor(TaskExecutor):
         """Open the connection pool. Raises ConfigError for a bad egress_allow."""
         self._fetcher = Fetcher(settings)
         await self._fetcher.open()
-        self._own = Path(settings.data_dir) / "sources" if settings.data_dir else None
+        self._own = _own_folder(settings)
         self._told: set[str] = set()
         # Files are read once a host: a changed one counts from the next start on.
         self._sources: dict[str, Source] = {}
@@ -112,6 +112,12 @@ class SourceTaskExecutor(TaskExecutor):
             return msgspec.json.decode(response.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise TaskRejected(f"{url}: not JSON ({error})") from None
+
+
+def _own_folder(settings: ExecutorSettings) -> Path | None:
+    if settings.sources_dir:
+        return Path(settings.sources_dir)
+    return Path(settings.data_dir) / "sources" if settings.data_dir else None
 
 
 def _next_url(place: Place, endpoint: Endpoint, url: str, document: Any) -> str | None:

@@ -41,6 +41,7 @@ from executors.proctree import (
     die_with_parent,
     kill_children_but,
     kill_tree,
+    name_process,
 )
 from executors.registry import Registry
 from zmqcluster.errors import ConfigError
@@ -228,6 +229,7 @@ def main(argv: list[str]) -> int:
     """argv[1]: the number of the socket to the agent. argv[2]: the operator's own PYTHONPATH."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _noted)
+    name_process("zmqc-warden")
     # What let this process find its modules is not for programs that tasks start.
     os.environ.pop("PYTHONPATH", None)
     if argv[2]:

@@ -221,6 +221,21 @@ def test_cancelled_async_task_is_reported_as_cancelled(bench: HostBench) -> None
     assert bench.result(1).outcome is Outcome.CANCELLED
 
 
+def test_async_task_cancelled_before_its_first_step_is_reported_all_the_same(
+    bench: HostBench,
+) -> None:
+    bench.submit(1, "h.pid")
+    before = bench.value(1)
+    began = time.monotonic()
+    bench.submit(2, "sleep", seconds=60)
+    bench.kill(2)
+
+    assert bench.result(2).outcome is Outcome.CANCELLED
+    assert time.monotonic() - began < 1.5, "by itself, before the host would be killed for it"
+    bench.submit(3, "h.pid")
+    assert bench.value(3) == before
+
+
 def test_kill_of_a_waiting_order_means_it_never_begins(bench: HostBench) -> None:
     for task_id in (1, 2, 3):
         bench.submit(task_id, "sleep_sync", seconds=30)

@@ -150,6 +150,8 @@ class HostPool:
         """Hand over what is queued without looking at what came in."""
         if self._queued:
             queued, self._queued = self._queued, []
+            if len(queued) == len(self._entries):
+                self._tick_ms = now_ms + PING_MS  # nothing ran, so nothing can be overdue
             for entry in queued:
                 self._place(entry, now_ms)
         if self._kills:
@@ -161,7 +163,7 @@ class HostPool:
 
     def next_deadline_ms(self) -> int | None:
         """When poll() has to be called even if fileno() stays quiet; 0: at once; None: never."""
-        if self._queued or self._kills or self._reports or self._started:
+        if self._queued or self._kills or self._reports:
             return 0
         paused_ms = self._fleet.poller.due_ms()
         times = [] if paused_ms is None else [paused_ms]
