@@ -11,15 +11,16 @@ import msgspec
 import pytest
 
 from zmqcluster.codec import decode_inbound, encode
+from zmqcluster.config import ClusterConfig
 from zmqcluster.core.events import Principal
 from zmqcluster.errors import ConfigError, MasterUnreachable, StartError
 from zmqcluster.messages import Enrol, Enrolled, Refused
-from zmqcluster.model import DeviceId, RefusalCode, Role
+from zmqcluster.model import DeviceId, RefusalCode, Role, SchedulerMode
 from zmqcluster.runtime.clock import SystemClock
 from zmqcluster.runtime.transport import MasterSockets, PeerSockets
 from zmqcluster.security import join
 from zmqcluster.security.datadir import DataDir
-from zmqcluster.security.join import Identity, ensure_enrolled, master_address
+from zmqcluster.security.join import Identity, JoinConfig, ensure_enrolled, master_address
 from zmqcluster.security.keys import KeyPair, load_or_create_key_pair, new_key_pair
 from zmqcluster.security.tokens import (
     JoinToken,
@@ -383,10 +384,13 @@ def test_token_that_expired_or_is_for_a_client_is_refused_before_knocking(
         (Config(), "m.example", ("m.example", 11, 12)),
         (Config(master_host="10.0.0.1"), "m.example", ("10.0.0.1", 11, 12)),
         (Config(dispatch_port=5, control_port=6), "", ("localhost", 5, 6)),
+        (Config(dispatch_port=7990, control_port=7991), "", ("localhost", 11, 12)),
+        (Config(master_port=9000), "", ("localhost", 9001, 9002)),
+        (ClusterConfig(mode=SchedulerMode.WORKER), "m.example", ("m.example", 11, 12)),
     ],
 )
 def test_operator_has_the_first_word_on_the_address_and_the_token_the_second(
-    config: Config, token_host: str, address: tuple[str, int, int]
+    config: JoinConfig, token_host: str, address: tuple[str, int, int]
 ) -> None:
     token = new_join_token(
         host=token_host, dispatch_port=11, control_port=12, server_public=b"", expires_wall_ms=0

@@ -1,6 +1,6 @@
 """The cluster's sockets: everything ZeroMQ is set up, read and written here and nowhere else.
 
-Plain threads, no asyncio; nothing here blocks. An object belongs to the thread that made it.
+Plain threads, no asyncio; nothing here blocks. An object belongs to one thread at a time.
 
 Master:  ROUTER (dispatch), PUB (hints), the ZAP door, and a monitor of the ROUTER.
 Peer:    DEALER (dispatch), SUB (hints; workers only), and a monitor of the DEALER.
@@ -382,10 +382,6 @@ class PeerSockets:
         self.dealer.close(linger=linger_ms)
         if self.hints is not None:
             self.hints.close(linger=0)
-
-
-# The name under which workers know it.
-WorkerSockets = PeerSockets
 
 
 def _skip_rest(socket: Socket) -> None:

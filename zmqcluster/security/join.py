@@ -39,6 +39,8 @@ from zmqcluster.security.tokens import (
 
 KEY_NAME: Final = "worker"
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+# What a configuration says when nobody said anything; tests compare it with the configuration.
+DEFAULT_MASTER_PORT: Final = 7989
 POLL_MS: Final = 200
 # The master commits before it answers; asked again with the same key, it only answers again.
 ASK_AGAIN_MS: Final = 5_000
@@ -152,12 +154,13 @@ def master_address(config: JoinConfig, token: JoinToken | None) -> tuple[str, in
     host = config.master_host
     dispatch_port = config.dispatch_port or config.master_port + 1
     control_port = config.control_port or config.master_port + 2
-    if token is not None:
-        if host in LOCAL_HOSTS and token.host:
-            host = token.host
-        dispatch_port = config.dispatch_port or token.dispatch_port
-        control_port = config.control_port or token.control_port
-    return host, dispatch_port, control_port
+    if token is None:
+        return host, dispatch_port, control_port
+    return (
+        token.host if token.host and host in LOCAL_HOSTS else host,
+        token.dispatch_port if dispatch_port == DEFAULT_MASTER_PORT + 1 else dispatch_port,
+        token.control_port if control_port == DEFAULT_MASTER_PORT + 2 else control_port,
+    )
 
 
 def words_for_refused_key(folder: WorkerFolder) -> str:
