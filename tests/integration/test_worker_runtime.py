@@ -216,7 +216,7 @@ def test_result_nobody_acknowledged_is_sent_by_the_next_process(
     master.assign(order(1, "echo", value="kept"))
     master.wait_for_result(1)
     first.kill()
-    assert list((tmp_path / "data" / "workers").glob("*/spool/*.spool"))
+    assert list((tmp_path / "data" / "workers").glob("*/spool/*/*.spool"))
     master.results.clear()
     master.acks = True
 
@@ -246,7 +246,7 @@ def test_killed_agent_leaves_its_results_for_the_next_process(
         master.assign(order(1, "echo", value="kept"), order(2, "sleep", seconds=600))
         master.wait_for_result(1)
         spools = tmp_path / "data" / "workers"
-        wait_until(lambda: any(one.stat().st_size for one in spools.glob("*/spool/*.spool")))
+        wait_until(lambda: any(one.stat().st_size for one in spools.glob("*/spool/*/*.spool")))
     finally:
         agent.kill()
         agent.wait(WAIT_S)

@@ -25,7 +25,7 @@ from zmqcluster.core.worker_events import (
     Terminated,
 )
 from zmqcluster.core.worker_outbox import RESEND_MS, SPOOL_AFTER_MS
-from zmqcluster.core.worker_queue import ANNOUNCE_AFTER_MS, OVERDUE_GRACE_MS
+from zmqcluster.core.worker_queue import ANNOUNCE_AFTER_MS, OVERDUE_GRACE_MS, SLACK
 from zmqcluster.messages import (
     Abort,
     Control,
@@ -473,6 +473,33 @@ def test_orders_that_move_are_kept() -> None:
 
     assert worker.take_sent(Returned) == []
     assert worker.core.counters.finished == 40
+
+
+def test_orders_taken_back_behind_a_slow_task_leave_nothing_behind() -> None:
+    worker = WorkerBench(settings(slots=1)).opened()
+    worker.assign(order(1), order(2), order(3, start_within_ms=10**9))
+    for attempt in range(1, 6 * SLACK):  # more than once through every clean-up
+        worker.assign(order(4, attempt, start_within_ms=10**9))
+        worker.hears(Abort((ref(4, attempt),)), ResultAck((ref(4, attempt),)))
+
+    queue = worker.core._queue
+    entries = sum(len(lane.queue) for lane in queue._lanes.values()) + len(queue._windows)
+    assert worker.core.waiting == 2
+    assert entries < 2 * SLACK + 10
+
+
+def test_no_start_window_is_forgotten_in_a_clean_up() -> None:
+    worker = WorkerBench(settings(slots=1)).opened()
+    worker.assign(order(1))
+    for task_id in range(2, 4 * SLACK):
+        worker.assign(order(task_id, start_within_ms=100))
+        worker.hears(Abort((ref(task_id),)))
+        worker.assign(order(10_000 + task_id, start_within_ms=1))
+
+    worker.advance(2)
+
+    returned = sum(len(one.refs) for one in worker.take_sent(Returned))
+    assert returned == 4 * SLACK - 2
 
 
 def test_a_master_that_hands_out_too_much_again_is_met_with_patience() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from msgspec import Struct
@@ -24,6 +24,8 @@ ANNOUNCE_AFTER_MS: Final = 50
 WAIT_MS_MAX: Final = 1_000
 # The hosts end a run at its deadline; this long after it they are asked again, and so on.
 OVERDUE_GRACE_MS: Final = 10_000
+# Entries that do not count any more and may lie about in a queue.
+SLACK: Final = 1_024
 
 
 class Work(Struct, gc=False, eq=False):
@@ -110,16 +112,17 @@ class WorkQueue:
         start_by_ms = now_ms + order.start_within_ms if order.start_within_ms else 0
         self._arrivals += 1
         work = Work(order, pool, self._arrivals, now_ms, start_by_ms=start_by_ms)
-        if start_by_ms:
-            heappush(self._windows, (start_by_ms, order.task_id, order.attempt))
         old = self._works.get(order.task_id)
-        if old is not None and old.phase == RUNNING:
+        is_running = old is not None and old.phase == RUNNING
+        if is_running:
             self._parked[order.task_id] = work
-            return old
-        if old is not None:
-            self.drop(old)
-        self._enqueue(work)
-        return None
+        else:
+            if old is not None:
+                self.drop(old)
+            self._enqueue(work)
+        if start_by_ms:
+            self._watch(start_by_ms, order)
+        return old if is_running else None
 
     def drop(self, work: Work) -> None:
         """Forget a queued attempt."""
@@ -131,8 +134,9 @@ class WorkQueue:
         del self._works[work.order.task_id]
         lane = self._lanes[work.pool]
         lane.waiting -= 1
-        if not lane.waiting:
-            lane.queue.clear()
+        # What is gone is skipped when its turn comes; behind a slow task that may never be.
+        if len(lane.queue) > 2 * lane.waiting + SLACK:
+            lane.queue = deque(one for one in lane.queue if one.phase == QUEUED)
 
     def start(self, now_ms: int) -> list[TaskOrder]:
         """Take as many into slots as there are free ones."""
@@ -248,6 +252,12 @@ class WorkQueue:
     def _all(self) -> Iterator[Work]:
         yield from self._works.values()
         yield from self._parked.values()
+
+    def _watch(self, start_by_ms: int, order: TaskOrder) -> None:
+        heappush(self._windows, (start_by_ms, order.task_id, order.attempt))
+        if len(self._windows) > 2 * len(self) + SLACK:
+            self._windows = [one for one in self._windows if self.find(one[1], one[2])]
+            heapify(self._windows)
 
     def _enqueue(self, work: Work) -> None:
         self._works[work.order.task_id] = work

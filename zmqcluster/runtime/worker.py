@@ -105,7 +105,9 @@ class WorkerRuntime:
             identity.device_id, config.device_name, disk_path=str(folder.path)
         )
         self.device.start(self._clock.monotonic_ms())
-        spool = Spool(folder.spool, 2 * config.spool_bytes_max)
+        # Task numbers mean nothing to another master: each finds only its own results.
+        spool_folder = folder.spool / identity.server_public.hex()[:16]
+        spool = Spool(spool_folder, 2 * config.spool_bytes_max)
         stack.callback(spool.close)
         advice = words_for_refused_key(folder)
         settings = worker_settings(config, identity, self.device, hosts, advice)
