@@ -11,9 +11,11 @@ import faulthandler
 import io
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from executors.channel import Channel
 from executors.host_async import AsyncHost
@@ -63,12 +65,21 @@ def prepare_process() -> None:
             # What a crash leaves in a buffer is what one would like to read.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     faulthandler.enable()
+    spare_the_machine()
     logging.basicConfig(
         level=logging.INFO,
         format="%(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
         force=True,
     )
+
+
+def spare_the_machine() -> None:
+    """When memory runs out a host goes first, not the agent; and a crash writes no core file."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -18,6 +18,7 @@ from tests.support.host_processes import below, is_alive, wait_gone, wait_pid_in
 from zmqcluster.errors import ConfigError, StartError
 from zmqcluster.messages import Started, TaskResult, TypeOffer
 from zmqcluster.model import Outcome, Pool
+from zmqcluster.runtime import hosts, hosts_fleet
 from zmqcluster.runtime.hosts import HostPool
 from zmqcluster.runtime.hosts_settings import HostSettings
 
@@ -172,16 +173,43 @@ def test_worn_host_is_replaced_without_losing_a_task() -> None:
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 3, 1]
 
 
-@pytest.mark.timeout(60)
-def test_grown_host_finishes_what_it_has_while_a_fresh_one_takes_over() -> None:
+def test_grown_host_finishes_what_it_has_while_a_fresh_one_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hosts, "MEMORY_EVERY_TICKS", 1)
     bench = HostBench(grown_bytes_max=1)
-    bench.submit(1, "sleep", seconds=6)
+    bench.submit(1, "sleep", seconds=3)
     bench.until_counted("hosts_replaced")
     bench.submit(2, "h.pid")
     bench.submit(3, "h.pid")
 
     assert bench.value(2) == bench.value(3)
-    assert bench.value(1) == 6
+    assert bench.value(1) == 3
+    bench.close()
+
+
+def test_worn_host_that_will_not_close_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts_fleet, "RETIRE_MS", 300)
+    bench = HostBench(sync_slots=1, sync_tasks_max=1)
+    bench.submit(1, "h.bad_loser_sync")
+    host = bench.value(1)
+
+    bench.until_counted("hosts_killed")
+    deadline = time.monotonic() + 5
+    while is_alive(host):
+        assert time.monotonic() < deadline
+        bench.turn(0.05)
+    bench.submit(2, "noop_sync")
+
+    assert bench.result(2).outcome is Outcome.COMPLETED
+    bench.close()
+
+
+def test_host_goes_before_the_agent_when_memory_runs_out() -> None:
+    bench = HostBench(sync_slots=1)
+    bench.submit(1, "h.victim_score_sync")
+
+    assert bench.value(1) == 500
     bench.close()
 
 

@@ -228,3 +228,20 @@ class BrokenSetup(TaskExecutor):
 
     async def run(self, context: TaskContext, params: object) -> None:
         return None
+
+
+class BadLoser(TaskExecutor):
+    """Cannot be closed."""
+
+    task_type = "h.bad_loser_sync"
+
+    def run(self, context: TaskContext, params: object) -> int:
+        return os.getpid()
+
+    def close(self) -> None:
+        time.sleep(300)
+
+
+@task("h.victim_score_sync")
+def victim_score(context: TaskContext) -> int:
+    return int(Path("/proc/self/oom_score_adj").read_text())

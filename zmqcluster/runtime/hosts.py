@@ -165,13 +165,11 @@ class HostPool:
         """When poll() has to be called even if fileno() stays quiet; 0: at once; None: never."""
         if self._queued or self._kills or self._reports:
             return 0
-        paused_ms = self._fleet.poller.due_ms()
-        times = [] if paused_ms is None else [paused_ms]
+        due_ms = self._fleet.due_ms()
         if self._entries:
-            times += [self._due_ms, self._tick_ms]
-        if self._fleet.next_start_ms():
-            times.append(self._fleet.next_start_ms())
-        return min(times, default=None)
+            soonest_ms = min(self._due_ms, self._tick_ms)
+            due_ms = soonest_ms if due_ms is None else min(due_ms, soonest_ms)
+        return due_ms
 
     def close(self, grace_ms: int = 2_000) -> list[HostReport]:
         """End all hosts: those that can within grace_ms in good order, the others by force.
@@ -268,7 +266,7 @@ class HostPool:
     def _after_results(self, link: HostLink, is_last: bool, now_ms: int) -> None:
         is_worn = link.kind is Kind.SYNC and link.tasks_done >= self._settings.sync_tasks_max
         if is_last or is_worn or (link.is_replaced and not link.running):
-            self._fleet.retire(link)
+            self._fleet.retire(link, now_ms)
         if self._waiting[link.kind]:
             self._serve(link.kind, now_ms)
 
@@ -365,14 +363,14 @@ class HostPool:
                 link.was_silent = True  # whoever it was, the others may be it
                 self._fleet.kill(link, f"it used {rss:,} bytes of memory", now_ms)
             elif grown and rss > grown:
-                self._fleet.replace(link)
+                self._fleet.replace(link, now_ms)
 
     def _close_kindly(self, grace_ms: int) -> list[HostReport]:
         clock = SystemClock()
         until_ms = clock.monotonic_ms() + grace_ms
         reports: list[HostReport] = []
         for link in list(self._fleet.links.values()):
-            self._fleet.retire(link)
+            self._fleet.retire(link, clock.monotonic_ms())
         while self._fleet.links and (now_ms := clock.monotonic_ms()) < until_ms:
             reports += self.poll(now_ms)
             self._fleet.poller.wait(min(50, until_ms - now_ms) / 1000)

@@ -20,6 +20,8 @@ from zmqcluster.runtime.hosts_settings import HostSettings
 from zmqcluster.runtime.hosts_warden import LOAD_S, WardenLink, WardenLost
 
 BACKOFF_MS: Final = (0, 100, 500, 2_000, 5_000)
+# What an executor's close() may take; then the host is killed.
+RETIRE_MS: Final = 10_000
 
 log = logging.getLogger("zmqcluster.hosts")
 
@@ -51,6 +53,7 @@ class Fleet:
         self._warden: WardenLink | None = None
         self._usable: dict[Kind, list[HostLink]] = {kind: [] for kind in Kind}
         self._dirty: dict[int, HostLink] = {}
+        self._retiring: dict[int, int] = {}
         self._next_id = 1
         self._failed_starts = 0
         self._spawn_after_ms = 0
@@ -119,15 +122,16 @@ class Fleet:
             link.flush()
             self.poller.watch_writes(link.sock, link.wants_to_write)
 
-    def retire(self, link: HostLink) -> None:
-        """No more work for this host; it closes in good order."""
+    def retire(self, link: HostLink, now_ms: int) -> None:
+        """No more work for this host; it closes in good order, or is killed after RETIRE_MS."""
         if not link.is_retiring and not link.is_dying:
             link.is_retiring = True
+            self._retiring[link.host_id] = now_ms + RETIRE_MS
             self._withdraw(link)
             link.say_close()
             self.touch(link)
 
-    def replace(self, link: HostLink) -> None:
+    def replace(self, link: HostLink, now_ms: int) -> None:
         """A fresh host takes its place; it finishes what it has, and retires then."""
         if link.is_retiring or link.is_replaced:
             return
@@ -135,7 +139,7 @@ class Fleet:
         link.is_replaced = True
         self._withdraw(link)
         if not link.running:
-            self.retire(link)
+            self.retire(link, now_ms)
 
     def kill(self, link: HostLink, why: str, now_ms: int) -> None:
         """Take this host down; what becomes of its tasks is decided when it is gone."""
@@ -144,11 +148,21 @@ class Fleet:
             self.counters["hosts_killed"] += 1
             self._take_down(link, now_ms)
 
-    def next_start_ms(self) -> int:
-        """When hosts may be started again, 0: now."""
-        return self._spawn_after_ms
+    def due_ms(self) -> int | None:
+        """When run_timers() or the poller has something to do; None: nothing is planned."""
+        times = [*self._retiring.values()]
+        if self._spawn_after_ms:
+            times.append(self._spawn_after_ms)
+        paused_ms = self.poller.due_ms()
+        if paused_ms is not None:
+            times.append(paused_ms)
+        return min(times, default=None)
 
     def run_timers(self, now_ms: int) -> None:
+        if self._retiring:
+            for host_id in [one for one, at_ms in self._retiring.items() if at_ms <= now_ms]:
+                del self._retiring[host_id]
+                self.kill(self.links[host_id], "it did not close when told to", now_ms)
         if self._spawn_after_ms and self._spawn_after_ms <= now_ms:
             self._spawn_after_ms = 0
             self._owner.on_room(now_ms)
@@ -224,6 +238,7 @@ class Fleet:
         self._withdraw(link)
         del self.links[link.host_id]
         self._dirty.pop(link.host_id, None)
+        self._retiring.pop(link.host_id, None)
         self.poller.remove(link.sock)
         self.poller.remove_output(link.output)
         link.close()
