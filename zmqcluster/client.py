@@ -107,6 +107,8 @@ class DistributionClient:
         cls, data_dir: str | Path, master_host: str = "localhost", dispatch_port: int = 7990
     ) -> Self:
         """A client on the master's own machine, with the key the master left for it."""
+        if not Path(data_dir).expanduser().is_dir():
+            raise StartError(f"there is no data directory {data_dir}: start a master with it first")
         folder = DataDir(data_dir).keys_folder()
         keys, server_public = (
             load_key_pair(folder, "client"),

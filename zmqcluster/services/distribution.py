@@ -55,8 +55,9 @@ class DistributionServices:
         config = self.config
         runtime = None
         if self.mode is not SchedulerMode.WORKER:
-            self._master = MasterNode(config, self._clock)
-            runtime = self._master.open()
+            master = MasterNode(config, self._clock)
+            runtime = master.open()
+            self._master = master
         if self.mode is not SchedulerMode.MASTER:
             self._worker = _WorkerService(config, self._clock)
         self._scheduler = TaskScheduler(

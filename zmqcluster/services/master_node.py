@@ -16,8 +16,8 @@ from storage import database, recovery, writer
 from storage.queries import Queries
 from zmqcluster import __version__
 from zmqcluster.config import ClusterConfig
-from zmqcluster.core.events import Principal
 from zmqcluster.core.admin import principal_of
+from zmqcluster.core.events import Principal
 from zmqcluster.core.master import MasterCore
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.state import Past
