@@ -416,6 +416,16 @@ def test_abort_of_an_unknown_attempt_is_answered_so_that_the_master_can_close_it
     assert worker.take_runs() == []
 
 
+def test_abort_of_a_result_of_a_former_process_leaves_it_alone() -> None:
+    worker = WorkerBench(kept=[done(7, 2)])
+    worker.connect()
+
+    worker.hears(Abort((ref(7, 2),)))
+
+    assert worker.take_sent(Results) == [Results((done(7, 2),))]
+    assert worker.core.kept == 1
+
+
 def test_abort_in_a_hint_counts_only_for_what_is_here(worker: WorkerBench) -> None:
     worker.assign(order(1))
 

@@ -241,13 +241,10 @@ class WorkerCore:
             return
         session.assign_seq = message.seq
         self.counters.received += len(message.orders)
-        is_draining = self.is_draining
         for order in message.orders:
-            self._take_in(now_ms, order, effects, is_draining=is_draining)
+            self._take_in(now_ms, order, effects)
 
-    def _take_in(
-        self, now_ms: int, order: TaskOrder, effects: list[WorkerEffect], *, is_draining: bool
-    ) -> None:
+    def _take_in(self, now_ms: int, order: TaskOrder, effects: list[WorkerEffect]) -> None:
         task_id, attempt = order.task_id, order.attempt
         newest = max(self._queue.attempt_of(task_id), self._memory.newest(task_id))
         if attempt <= newest or (task_id, attempt) in self._outbox:
@@ -257,8 +254,6 @@ class WorkerCore:
         if pool is None:
             error = f"this device does not run {order.task_type!r}"
             self._end(now_ms, TaskResult(task_id, attempt, Outcome.FAILED, error=error))
-        elif is_draining:
-            self._give_back([AttemptRef(task_id, attempt)], "draining")
         elif len(self._queue) >= HELD_MAX:
             self._give_back([AttemptRef(task_id, attempt)], "more than this device holds")
         else:
