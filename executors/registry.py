@@ -229,5 +229,8 @@ def _from_thing(name: str, thing: object) -> Iterator[TaskExecutor]:
 def _import_failed(name: str, error: Exception) -> ConfigError:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-        return ConfigError("executors", f"there is no module {name!r}")
+        return ConfigError(
+            "executors",
+            f"there is no module {name!r}: put it beside main.py or into PYTHONPATH, or install it",
+        )
     return ConfigError("executors", f"cannot import {name}: {type(error).__name__}: {text}")

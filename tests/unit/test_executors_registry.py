@@ -210,6 +210,47 @@ def test_module_that_cannot_be_used_is_one_sentence(
     sys.modules.pop("bad_tasks", None)
 
 
+def test_installed_package_is_found_by_its_entry_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugin_tasks.py").write_text(
+        "from executors.base import task\n"
+        "@task('plugged')\n"
+        "def plugged(context): return 1\n"
+        "NOTHING = 1\n"
+    )
+    info = tmp_path / "plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    points = info / "entry_points.txt"
+    points.write_text("[zmqcluster.executors]\nplugged = plugin_tasks:plugged\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert Registry.load(["plugin_tasks"], built_in=()).types() == ("plugged",)
+
+    points.write_text("[zmqcluster.executors]\nplugged = plugin_tasks:NOTHING\n")
+    with pytest.raises(ConfigError, match="plugin_tasks:NOTHING is no executor"):
+        Registry.load(built_in=())
+    del sys.modules["plugin_tasks"]
+
+
+def test_example_of_the_documentation_works_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "executors.md").read_text()
+    (tmp_path / "documented.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry.load(["documented"], built_in=())
+
+    with pytest.raises(RequestRefused) as refused:
+        registry.check("word_count", msgpack.packb({"text": "to be", "least": 200}))
+
+    assert refused.value.problem in page
+    params = registry.decode("word_count", msgpack.packb({"text": "to be or not", "least": 3}))
+    assert registry.get("word_count").run(TaskContext(1), params) == {"words": 1}
+    del sys.modules["documented"]
+
+
 def test_everything_built_in_loads() -> None:
     types = Registry.load().types()
 
