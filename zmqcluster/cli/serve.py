@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Final
+from typing import Final
 
 from zmqcluster.cli.call import Call, Verb
 from zmqcluster.config import KEYS
@@ -15,9 +14,9 @@ def serve(call: Call) -> int:
     """Be what the config's mode says, in this thread, until a signal. Its exit code."""
     with logging_to(call.out.stderr, call.config.log_level):
         # Here, not above: only these verbs need sockets, database and web server loaded.
-        services: Any = importlib.import_module("zmqcluster.services")
-        code: int = services.run(call.config)
-        return code
+        from zmqcluster.services import run
+
+        return run(call.config)
 
 
 def keys_of(mode: SchedulerMode) -> tuple[str, ...]:
