@@ -106,7 +106,7 @@ def test_what_is_accepted_here_is_accepted_by_the_wire(task: dict[str, Any]) -> 
         (b'{"tasks": []}', 422, "tasks: expected `array` of length >= 1; given []."),
         (b'{"tasks": {}}', 422, "tasks: expected `array`, got `object`; given {}."),
         (b"{}", 422, "body: object missing required field `task_type`; given {}."),
-        ([{"task_type": "x"}, {}], 422, "[1]: object missing required field `task_type`"),
+        ([{"task_type": "x"}, {}], 422, "tasks[1]: object missing required field `task_type`"),
         ({"task_type": "Ä"}, 422, "task_type: expected `str` matching regex"),
         ({"task_type": "x", "priority": 12}, 422, "priority: expected `int` <= 9; given 12."),
         ({"task_type": "x", "priority": True}, 422, "priority: expected `int`, got `bool`"),
@@ -115,7 +115,7 @@ def test_what_is_accepted_here_is_accepted_by_the_wire(task: dict[str, Any]) -> 
         ({"task_type": "x", "not_before": "soon"}, 422, "not_before: invalid RFC3339"),
         ({"task_type": "x", "not_before": "2026-01-01T00:00:00"}, 422, "not_before"),
         ({"task_type": "x", "prioriti": 1}, 422, "did you mean priority?"),
-        ([{"task_type": "x", "prioriti": 1}], 422, '[0]: there is no "prioriti"'),
+        ([{"task_type": "x", "prioriti": 1}], 422, 'tasks[0]: there is no "prioriti"'),
         ({"tasks": [{"task_type": "x"}], "job": "x"}, 422, "did you mean job_id?"),
         (
             {"tasks": [{"task_type": "x"}], "rates": [{"rate_key": "k", "delays": 1}]},

@@ -233,7 +233,8 @@ def _sentence(message: str, given: Any, root: str, shape: Any) -> str:
     path = found["path"] if found else ""
     reason = _ERROR_PATH.sub("", message)
     reason = reason[:1].lower() + reason[1:]
-    field = path.removeprefix(".") or root
+    # A bare list of tasks is called what it is called in a batch.
+    field = f"tasks{path}" if path.startswith("[") else path.removeprefix(".") or root
     if unknown := _UNKNOWN_FIELD.search(reason):
         return f"{field}: {_unknown_field(unknown['name'], path, shape)}"
     if "enum value" in reason:

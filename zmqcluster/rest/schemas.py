@@ -24,6 +24,7 @@ from zmqcluster.model import (
     TIMEOUT_MS_MAX,
     UNIQUE_KEY_CHARS_MAX,
     WALL_MS_MAX,
+    Role,
     Strategy,
     TaskState,
 )
@@ -110,7 +111,7 @@ class TokenBody(Body, frozen=True):
     """A join token to make. uses: how many keys may enrol with it. host: what workers connect
     to; empty lets the master say."""
 
-    role: Literal["worker", "client"] = "worker"
+    role: Role = Role.WORKER
     uses: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     ttl_s: Annotated[float, Meta(gt=0, le=TOKEN_TTL_S_MAX)] = 24 * 3600
     host: Annotated[str, Meta(max_length=253)] = ""
