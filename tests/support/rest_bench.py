@@ -77,7 +77,8 @@ class BenchBackend:
 
     async def create_token(self, role: Role, uses: int, ttl_s: float, host: str) -> IssuedToken:
         expires_wall = 1_700_000_000_000 + round(ttl_s * 1000)
-        token = CreateToken(b"r", f"token-{host}", b"p" * 32, role, expires_wall, uses)
+        key = host.encode().ljust(32, b"k")
+        token = CreateToken(b"r", f"token-{host}", key, role, expires_wall, uses)
         await self.request(token)
         return IssuedToken(token.token_id, "ck1.secret", role, uses, expires_wall)
 

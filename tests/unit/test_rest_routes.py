@@ -39,7 +39,7 @@ def test_one_task_is_queued_and_shown_whole(rest: RestBench) -> None:
         "priority": 7,
         "max_retry_count": 0,
         "timeout_s": 1.5,
-        "not_before": "2023-11-14T23:13:20+01:00",
+        "not_before": "2023-11-15T00:13:20+01:00",
         "unique_key": "https://example.com/",
         "rate_key": "https://example.com",
         "labels": ["eu", "big=yes"],
@@ -54,7 +54,7 @@ def test_one_task_is_queued_and_shown_whole(rest: RestBench) -> None:
     same = ("task_type", "task_data", "priority", "max_retry_count", "timeout_s", "unique_key")
     assert {name: shown[name] for name in same} == {name: task[name] for name in same}
     assert shown["labels"] == ["big=yes", "eu"]
-    assert shown["not_before_wall"] == 1_700_000_000_000
+    assert shown["not_before_wall"] == 1_700_003_600_000
     assert (shown["state"], shown["attempt"], shown["attempts"]) == ("pending", 0, [])
     assert shown["result"] is None
 
