@@ -66,6 +66,7 @@ def on_enrol(state: MasterState, peer: Peer, principal: Principal, message: Enro
     state.keys[message.public_key] = row
     state.changes.keys[message.public_key] = msgspec.structs.replace(row)
     state.act(AllowKey(message.public_key, principal_of(row)))
+    state.revoked.discard(device_id)
     state.event("key_enrolled", device_id=device_id, detail=f"by token {token.token_id}")
     state.send(peer, Enrolled(device_id))
 
@@ -77,6 +78,10 @@ def principal_of(row: KeyRow) -> Principal:
 
 def on_create_token(state: MasterState, peer: Peer, message: CreateToken) -> None:
     """Make a join token usable. Asked again with the same id, it changes nothing."""
+    problem = _token_problem(state, message)
+    if problem:
+        state.send(peer, Refused(message.request_id, RefusalCode.CONFLICT, problem))
+        return
     if message.token_id not in state.tokens:
         row = TokenRow(
             token_id=message.token_id,
@@ -124,6 +129,8 @@ def on_revoke_device(
             state.changes.keys[row.public_key] = msgspec.structs.replace(row)
             state.act(DenyKey(row.public_key))
             state.event("key_revoked", device_id=device_id)
+    # Until the door is shut, what was on its way may still come in.
+    state.revoked.add(device_id)
     device = state.fleet.devices.get(device_id)
     if device is not None and device.is_online:
         close(state, dispatcher, device, "its key was revoked", Outcome.DEVICE_LOST)
@@ -237,6 +244,23 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
     if lane is None or task.task_id not in state.queue:
         reasons.append("it waits in the database behind the tasks in memory")
     return reasons or ["it is ready: every device that could run it is busy"]
+
+
+def _token_problem(state: MasterState, message: CreateToken) -> str:
+    """Why this token cannot be made; empty if it can, or is there already."""
+    known = state.tokens.get(message.token_id)
+    if not message.token_id:
+        return "a join token needs an id"
+    if message.role is Role.ENROL:
+        return "a join token is for keys of workers or clients, not for other tokens"
+    if known is not None:
+        is_same = known.public_key == message.public_key and known.role == message.role
+        return "" if is_same else f"there is another join token {message.token_id}"
+    if message.public_key in state.keys:
+        return "this key is enrolled already: a join token needs one of its own"
+    if any(one.public_key == message.public_key for one in state.tokens.values()):
+        return "this key belongs to another join token"
+    return ""
 
 
 def _enrol_refusal(

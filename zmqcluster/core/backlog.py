@@ -19,6 +19,8 @@ from zmqcluster.model import DELAY_MS_MAX, JobState, TaskState
 _LANES_LISTED: Final = 1_000
 # Refills of one turn together stay small enough not to hold up the loop for long.
 _REFILLS_PER_TURN: Final = 8
+# Looking for lanes to shorten takes a look at all of them.
+_SHED_EVERY_MS: Final = 100
 
 
 def recover(state: MasterState, past: Past) -> None:
@@ -38,10 +40,13 @@ def recover(state: MasterState, past: Past) -> None:
         recover_flight(state, task)
     for key in past.keys:
         state.keys[key.public_key] = key
+    state.revoked = {key.device_id for key in past.keys} - {
+        key.device_id for key in past.keys if not key.revoked_wall
+    }
     for token in past.tokens:
         state.tokens[token.token_id] = token
     state.queue.unlisted = True
-    state.delays.loaded(state.now_ms)
+    state.delays.reached(state.now_ms)
 
 
 def on_loaded(state: MasterState, event: BacklogLoaded) -> None:
@@ -51,9 +56,10 @@ def on_loaded(state: MasterState, event: BacklogLoaded) -> None:
         return
     last_id = event.rows[-1].task_id if event.rows else lane.cursor
     for row in event.rows:
-        if _is_news(state, row):
-            state.tasks[row.task_id] = row
-            state.queue.push(row, lane)
+        task = _news(state, row)
+        if task is not None and not (task.retry_at_ms or task.not_before_wall):
+            state.tasks[task.task_id] = task
+            state.queue.push(task, lane)
     state.queue.loaded(lane, last_id, more=event.more)
 
 
@@ -61,6 +67,8 @@ def on_lanes(state: MasterState, event: LanesListed) -> None:
     """Lanes were found in the database; those without room are found again another time."""
     listing = state.listing
     listing.is_asked = False
+    # A lane that found no room while this was read may not be in it.
+    listing.has_skipped = state.queue.take_missed() or listing.has_skipped
     has_room = True
     for key in event.lanes:
         has_room = state.queue.listed(key, state.rate(key.rate_key))
@@ -78,22 +86,18 @@ def on_lanes(state: MasterState, event: LanesListed) -> None:
 
 def on_delayed(state: MasterState, event: DelayedLoaded) -> None:
     """The tasks due soonest arrived from the database."""
-    delays = state.delays
-    delays.loaded(None)
+    state.delays.loaded()
     latest_ms = state.now_ms
     for row in event.rows:
         if row.retry_at_ms and row.failures + row.deaths:
             # A clock that was set back while we were down must not make a retry wait for ever.
             row.retry_at_ms = min(row.retry_at_ms, state.now_ms + max(BACKOFF_MAX_MS, DELAY_MS_MAX))
-        due_ms = state.due_ms(row)
-        latest_ms = max(latest_ms, due_ms)
-        if _is_news(state, row):
-            state.tasks[row.task_id] = row
-            delays.add(row.task_id, due_ms)
-    for evicted in delays.take_evicted():
-        state.tasks.pop(evicted, None)
+        latest_ms = max(latest_ms, state.due_ms(row))
+        task = _news(state, row)
+        if task is not None:
+            state.delay(task, state.due_ms(task))
     if event.more:
-        delays.loaded(min(latest_ms, delays.horizon_ms))
+        state.delays.reached(latest_ms)
 
 
 def release_due(state: MasterState) -> None:
@@ -102,13 +106,7 @@ def release_due(state: MasterState) -> None:
         task_id = state.delays.pop_due(state.now_ms)
         if task_id is None:
             return
-        task = state.tasks.get(task_id)
-        if task is not None and task.state is TaskState.PENDING:
-            lane = state.lane_of(task)
-            if lane is None:
-                del state.tasks[task_id]
-            else:
-                state.queue.push(task, lane)
+        state.ready(state.tasks[task_id])
 
 
 def ask_for_more(state: MasterState) -> None:
@@ -116,14 +114,17 @@ def ask_for_more(state: MasterState) -> None:
     queue = state.queue
     if queue.unlisted and not state.listing.is_asked and len(queue.lanes) < state.settings.lanes:
         state.listing.is_asked = True
+        if state.listing.after is None:
+            queue.take_missed()
         state.act(ListLanes(state.listing.after, _LANES_LISTED))
-    if queue.hungry:
+    _make_room(state)
+    if queue.is_hungry:
         for count, (lane, limit) in enumerate(queue.refills(), 1):
             state.act(LoadBacklog(lane.key, lane.cursor, limit))
             if count == _REFILLS_PER_TURN:
                 break
     if state.delays.needs_load(state.now_ms):
-        state.delays.loading = True
+        state.delays.asked()
         state.act(LoadDelayed(state.settings.delayed_tasks // 2))
 
 
@@ -138,7 +139,9 @@ def on_wall_step(state: MasterState) -> None:
         state.delays.remove(task.task_id)
         state.wait(task)
     # What lies in the database may be due before the horizon now.
-    state.delays.loaded(state.now_ms)
+    state.delays.reached(state.now_ms)
+    # Written down, because the database compares the two clocks by their last saved readings.
+    state.event("wall_clock_stepped")
 
 
 def _recover_rate(state: MasterState, row: RateKeyRow) -> None:
@@ -153,6 +156,22 @@ def _recover_rate(state: MasterState, row: RateKeyRow) -> None:
     reopen(state, row.rate_key)
 
 
-def _is_news(state: MasterState, row: TaskRow) -> bool:
-    """Not yet in memory, and not changed by a turn that the read could not see."""
-    return row.task_id not in state.tasks and row.task_id not in state.settled
+def _make_room(state: MasterState) -> None:
+    """Full of tasks that cannot run now? Their lanes fall back on the database for others' sake."""
+    queue = state.queue
+    if queue.has_room or state.now_ms - state.shed_ms < _SHED_EVERY_MS:
+        return
+    if queue.is_starving or state.delays.has_due(state.now_ms):
+        state.shed_ms = state.now_ms
+        for task in queue.shed():
+            state.leave(task)
+
+
+def _news(state: MasterState, row: TaskRow) -> TaskRow | None:
+    """The task of a row that was read, as it is now; None if it is in memory or has ended."""
+    task_id = row.task_id
+    if task_id in state.tasks:
+        return None
+    left = state.departed.get(task_id)
+    task = row if left is None else left[1]
+    return task if task.state is TaskState.PENDING else None

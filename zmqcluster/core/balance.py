@@ -2,13 +2,15 @@
 
 A Ring orders devices by its own idea; a Balancer keeps two of them, one of devices with a free
 slot and one of busy devices that may still be handed short tasks ahead. Every step is O(log n).
+Unlike devices lie in different rings, whose ranks are comparable: the strategy holds for them all.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
+from itertools import count, islice
 from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,8 +24,27 @@ if TYPE_CHECKING:
 _OFFERS: Final = 8
 
 
+class Course:
+    """What the rings of a fleet share, so that they can be compared.
+
+    serial: counts entries and turns. passed: how far the weighted strategy has come.
+    """
+
+    def __init__(self) -> None:
+        self.serial = count(1)
+        self.passed = 0.0
+
+
+Rank = tuple[float, int]
+
+
 class Ring(Protocol):
-    """An order over devices. offer() yields the best few without changing the order."""
+    """An order over devices. offer() yields the best few without changing the order.
+
+    rank(): the place of its best device among those of all rings, lowest first; None: it is empty.
+    """
+
+    def rank(self) -> Rank | None: ...
 
     def add(self, device: Device) -> None: ...
     def discard(self, device: Device) -> None: ...
@@ -35,16 +56,16 @@ class Ring(Protocol):
 class LoadRing:
     """least_tasks: fewest tasks in hand for its slots first; ties go to who waited longest."""
 
-    def __init__(self, pool: Pool, rng: Random) -> None:
+    def __init__(self, pool: Pool, rng: Random, course: Course) -> None:
         self._pool = pool
+        self._course = course
         self._heap: list[tuple[float, int, Device]] = []
         self._current: dict[DeviceId, int] = {}
-        self._serial = 0
 
     def add(self, device: Device) -> None:
-        self._serial += 1
-        self._current[device.device_id] = self._serial
-        heappush(self._heap, (device.load(self._pool), self._serial, device))
+        serial = next(self._course.serial)
+        self._current[device.device_id] = serial
+        heappush(self._heap, (device.load(self._pool), serial, device))
         if len(self._heap) > 64 + 4 * len(self._current):
             self._heap = [entry for entry in self._heap if self._is_current(entry)]
             heapify(self._heap)
@@ -56,10 +77,14 @@ class LoadRing:
         self.add(device)
 
     def offer(self) -> Iterator[Device]:
-        while self._heap and not self._is_current(self._heap[0]):
-            heappop(self._heap)
-        if self._heap:
+        if self.rank() is not None:
             yield self._heap[0][2]
+
+    def rank(self) -> Rank | None:
+        heap = self._heap
+        while heap and not self._is_current(heap[0]):
+            heappop(heap)
+        return heap[0][:2] if heap else None
 
     def chosen(self, device: Device) -> None:
         """Its load changes, and with it its place: changed() follows."""
@@ -71,11 +96,14 @@ class LoadRing:
 class TurnRing:
     """round_robin: whoever was served longest ago first."""
 
-    def __init__(self, pool: Pool, rng: Random) -> None:
-        self._turns: dict[DeviceId, Device] = {}
+    def __init__(self, pool: Pool, rng: Random, course: Course) -> None:
+        self._course = course
+        # Not a dict: finding the first key walks over all that were deleted before it.
+        self._turns: OrderedDict[DeviceId, tuple[int, Device]] = OrderedDict()
 
     def add(self, device: Device) -> None:
-        self._turns.setdefault(device.device_id, device)
+        if device.device_id not in self._turns:
+            self._turns[device.device_id] = (next(self._course.serial), device)
 
     def discard(self, device: Device) -> None:
         self._turns.pop(device.device_id, None)
@@ -84,32 +112,35 @@ class TurnRing:
         """Load does not matter here."""
 
     def offer(self) -> Iterator[Device]:
-        for count, device in enumerate(self._turns.values()):
-            if count == _OFFERS:
-                return
+        for _, device in islice(self._turns.values(), _OFFERS):
             yield device
+
+    def rank(self) -> Rank | None:
+        for serial, _ in self._turns.values():
+            return 0.0, serial
+        return None
 
     def chosen(self, device: Device) -> None:
         if self._turns.pop(device.device_id, None) is not None:
-            self._turns[device.device_id] = device
+            self.add(device)
 
 
 class StrideRing:
     """weighted: in proportion to slots (stride scheduling: each turn costs 1/slots)."""
 
-    def __init__(self, pool: Pool, rng: Random) -> None:
+    def __init__(self, pool: Pool, rng: Random, course: Course) -> None:
         self._pool = pool
+        self._course = course
         self._heap: list[tuple[float, int, Device]] = []
         self._current: dict[DeviceId, int] = {}
         self._passes: dict[DeviceId, float] = {}
-        self._serial = 0
-        self._now = 0.0
 
     def add(self, device: Device) -> None:
         if device.device_id in self._current:
             return
         # A newcomer starts level with the others, not with a claim to all it has missed.
-        self._enter(device, max(self._now, self._passes.get(device.device_id, 0.0)))
+        passed = self._course.passed
+        self._enter(device, max(passed, self._passes.get(device.device_id, 0.0)))
 
     def discard(self, device: Device) -> None:
         self._current.pop(device.device_id, None)
@@ -118,33 +149,37 @@ class StrideRing:
         """Only being served moves a device."""
 
     def offer(self) -> Iterator[Device]:
-        kept: deque[tuple[float, int, Device]] = deque()
-        while self._heap and len(kept) < _OFFERS:
-            entry = heappop(self._heap)
-            if self._current.get(entry[2].device_id) == entry[1]:
-                kept.append(entry)
-        for entry in kept:
+        best: list[tuple[float, int, Device]] = []
+        while len(best) < _OFFERS and self.rank() is not None:
+            best.append(heappop(self._heap))
+        for entry in best:
             heappush(self._heap, entry)
-        for entry in kept:
+        for entry in best:
             yield entry[2]
+
+    def rank(self) -> Rank | None:
+        heap = self._heap
+        while heap and self._current.get(heap[0][2].device_id) != heap[0][1]:
+            heappop(heap)
+        return heap[0][:2] if heap else None
 
     def chosen(self, device: Device) -> None:
         if device.device_id in self._current:
             at = self._passes[device.device_id]
-            self._now = max(self._now, at)
+            self._course.passed = max(self._course.passed, at)
             self._enter(device, at + 1.0 / max(1, device.slots(self._pool)))
 
     def _enter(self, device: Device, at: float) -> None:
-        self._serial += 1
-        self._current[device.device_id] = self._serial
+        serial = next(self._course.serial)
+        self._current[device.device_id] = serial
         self._passes[device.device_id] = at
-        heappush(self._heap, (at, self._serial, device))
+        heappush(self._heap, (at, serial, device))
 
 
 class RandomRing:
     """random: anybody, with equal chances."""
 
-    def __init__(self, pool: Pool, rng: Random) -> None:
+    def __init__(self, pool: Pool, rng: Random, course: Course) -> None:
         self._rng = rng
         self._devices: list[Device] = []
         self._index: dict[DeviceId, int] = {}
@@ -170,6 +205,12 @@ class RandomRing:
         for _ in range(min(_OFFERS, len(self._devices))):
             yield self._devices[self._rng.randrange(len(self._devices))]
 
+    def rank(self) -> Rank | None:
+        """Drawn so that each ring comes first as often as its number of devices deserves."""
+        if not self._devices:
+            return None
+        return -(self._rng.random() ** (1 / len(self._devices))), 0
+
     def chosen(self, device: Device) -> None:
         """Chance has no memory."""
 
@@ -185,10 +226,10 @@ RINGS: Final[dict[Strategy, type[LoadRing | TurnRing | StrideRing | RandomRing]]
 class Balancer:
     """Devices of one profile that can take more tasks of one pool, in the strategy's order."""
 
-    def __init__(self, strategy: Strategy, pool: Pool, rng: Random) -> None:
+    def __init__(self, strategy: Strategy, pool: Pool, rng: Random, course: Course) -> None:
         self._pool = pool
-        self._free: Ring = RINGS[strategy](pool, rng)
-        self._busy: Ring = RINGS[strategy](pool, rng)
+        self._free: Ring = RINGS[strategy](pool, rng, course)
+        self._busy: Ring = RINGS[strategy](pool, rng, course)
         self._place: dict[DeviceId, Ring] = {}
 
     def __len__(self) -> int:
@@ -215,6 +256,10 @@ class Balancer:
         if ring is not None:
             ring.discard(device)
 
+    def rank(self, *, is_free: bool) -> Rank | None:
+        """Of its best device with a free slot, or of its best busy one."""
+        return (self._free if is_free else self._busy).rank()
+
     def pick_free(self) -> Device | None:
         """The next device with a free slot, or None."""
         for device in self._free.offer():
@@ -231,6 +276,6 @@ class Balancer:
         return None
 
     def _ring_of(self, device: Device) -> Ring | None:
-        if not device.can_take_more:
+        if not device.can_take_more or device.is_capped:
             return None
         return self._free if device.has_free_slot(self._pool) else self._busy

@@ -5,7 +5,7 @@ Everything due before `horizon_ms` is in memory; what is due later may be in the
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from zmqcluster.model import TaskId
 
@@ -21,7 +21,9 @@ class Delays:
         self._due: dict[TaskId, int] = {}
         self._evicted: list[TaskId] = []
         self.horizon_ms = _NEVER_MS
-        self.loading = False
+        self._is_loading = False
+        # The soonest that went to the database since the read under way was asked for.
+        self._spilled_ms = _NEVER_MS
 
     def __len__(self) -> int:
         return len(self._due)
@@ -32,6 +34,7 @@ class Delays:
     def add(self, task_id: TaskId, due_ms: int) -> bool:
         """Keep task_id until due_ms. False: it is due beyond the horizon, the database has it."""
         if due_ms >= self.horizon_ms:
+            self._spilled_ms = min(self._spilled_ms, due_ms)
             return False
         self._due[task_id] = due_ms
         heappush(self._heap, (due_ms, task_id))
@@ -47,6 +50,9 @@ class Delays:
     def remove(self, task_id: TaskId) -> None:
         """Forget task_id; unknown is fine."""
         self._due.pop(task_id, None)
+        if len(self._heap) > 64 + 2 * len(self._due):
+            self._heap = [entry for entry in self._heap if self._due.get(entry[1]) == entry[0]]
+            heapify(self._heap)
 
     def pop_due(self, now_ms: int) -> TaskId | None:
         """The next task whose moment has come, or None."""
@@ -58,30 +64,52 @@ class Delays:
                 return task_id
         return None
 
-    def next_ms(self) -> int | None:
-        """When something is due, or the database must be asked; None: never."""
-        heap = self._heap
-        while heap and self._due.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
-        soonest = heap[0][0] if heap else _NEVER_MS
-        if not self.loading:
+    def next_ms(self, now_ms: int) -> int | None:
+        """When something falls due, or the database must be asked; None: never, as far as known.
+
+        What is due already waits for room and not for time.
+        """
+        soonest = self._soonest_ms()
+        if soonest <= now_ms:
+            return None
+        if not self._is_loading:
             soonest = min(soonest, self.horizon_ms)
         return None if soonest == _NEVER_MS else soonest
 
-    def needs_load(self, now_ms: int) -> bool:
-        return not self.loading and now_ms >= self.horizon_ms
+    def has_due(self, now_ms: int) -> bool:
+        return self._soonest_ms() <= now_ms
 
-    def loaded(self, horizon_ms: int | None) -> None:
-        """The database was read up to horizon_ms; None: it has nothing else."""
-        self.loading = False
-        self.horizon_ms = _NEVER_MS if horizon_ms is None else horizon_ms
+    def needs_load(self, now_ms: int) -> bool:
+        """While something due waits here for room, more of it would only be in the way."""
+        return not self._is_loading and now_ms >= self.horizon_ms and not self.has_due(now_ms)
+
+    def asked(self) -> None:
+        """The database is being read."""
+        self._is_loading = True
+        self._spilled_ms = _NEVER_MS
+
+    def loaded(self) -> None:
+        """The read has come, and what it brought is added next; see reached()."""
+        self._is_loading = False
+        self.horizon_ms = self._spilled_ms
+
+    def reached(self, until_ms: int) -> None:
+        """The database may have others that are due from until_ms on."""
+        self.horizon_ms = min(self.horizon_ms, until_ms)
+        self._spilled_ms = min(self._spilled_ms, until_ms)
+
+    def _soonest_ms(self) -> int:
+        heap = self._heap
+        while heap and self._due.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else _NEVER_MS
 
     def _evict(self) -> None:
         """Keep the sooner half, so that a burst costs one sort and not one a task."""
         entries = sorted((due, task_id) for task_id, due in self._due.items())
         keep = len(entries) // 2
         # A horizon in the middle of equal moments would split them: whole moments stay out.
-        self.horizon_ms = entries[keep][0]
+        self.reached(entries[keep][0])
         kept = [entry for entry in entries[:keep] if entry[0] < self.horizon_ms]
         gone = entries[len(kept) :]
         self._heap = kept

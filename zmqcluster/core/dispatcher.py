@@ -56,8 +56,6 @@ class TaskDispatcher:
         task.retry_at_ms = 0
         task.not_before_wall = 0
         rate = state.rate(task.rate_key)
-        if rate is not None:
-            rate.grant()
         flight = Flight(
             task=task,
             device_id=device.device_id,
@@ -65,6 +63,7 @@ class TaskDispatcher:
             expected_us=state.fleet.durations.expected_us(task.task_type) or 0,
             seq=device.assign_seq + 1,
             sent_ms=state.now_ms,
+            is_starting=rate is not None and rate.grant(),
         )
         state.flights[task.task_id] = flight
         take(device, flight)
@@ -120,6 +119,8 @@ class TaskDispatcher:
         elif outcome is Outcome.DIED or (outcome is Outcome.DEVICE_LOST and begun):
             task.deaths += 1
         cause = cause_of(task, outcome)
+        if outcome is Outcome.COMPLETED and task.cancel_requested:
+            state.event("result_discarded", task=task, detail="it was cancelled before it ended")
         if outcome is not Outcome.COMPLETED:
             task.error = error
             detail = f"{cause}: {error}" if error else str(cause)
@@ -131,13 +132,14 @@ class TaskDispatcher:
 
     def _move_on(self, task: TaskRow, cause: TaskCause) -> None:
         state = self._state
-        if task.state is TaskState.PENDING and cause not in _ENDS_PENDING:
-            # It is back in the queue already, and this end of its last attempt came late.
-            state.save(task)
-            return
         state.queue.remove(task)
         state.delays.remove(task.task_id)
-        state.move(task, cause)
+        if task.state is TaskState.PENDING and cause not in _ENDS_PENDING:
+            # It is back in the queue already, and this end of its last attempt came late: only
+            # the moment from which it may run again has changed.
+            state.save(task)
+        else:
+            state.move(task, cause)
         if task.state is TaskState.PENDING:
             # What waited longest goes first again.
             state.wait(task, first=True)
@@ -169,9 +171,11 @@ class TaskDispatcher:
         if rate is None:
             return
         if outcome in (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST):
-            rate.lost(state.now_ms, state.settings.start_within_ms)
+            within_ms = state.settings.start_within_ms
+            rate.lost(state.now_ms, within_ms, was_starting=flight.is_starting)
         else:
-            rate.ended(state.now_ms, has_run=flight.begun or outcome is not Outcome.RETURNED)
+            has_run = flight.begun or outcome is not Outcome.RETURNED
+            rate.ended(state.now_ms, was_starting=flight.is_starting, has_run=has_run)
         reopen(state, rate.name)
 
     def _send_orders(self) -> None:
@@ -204,7 +208,7 @@ def reopen(state: MasterState, name: str) -> None:
     opens_ms = rate.opens_at_ms()
     if opens_ms > state.now_ms:
         state.timers.set_no_later(f"key {name}", opens_ms)
-    elif rate.is_idle:
+    elif rate.is_idle(state.now_ms):
         del state.rates[name]
     elif rate.is_open(state.now_ms):
         state.queue.reopen(rate)

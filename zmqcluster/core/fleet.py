@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from random import Random
 from typing import Final
 
 from msgspec import Struct
 
-from zmqcluster.core.balance import Balancer
+from zmqcluster.core.balance import Balancer, Course
 from zmqcluster.core.queue import Shape
 from zmqcluster.core.rows import DeviceRow, TaskRow
 from zmqcluster.messages import Control, Resources
@@ -32,6 +33,8 @@ class Flight(Struct):
     seq: int
     sent_ms: int
     begun: bool = False
+    # Its delayed rate key stays closed until it is known to have begun.
+    is_starting: bool = False
     progress: float = 0.0
     note: str = ""
     # Seen in the database at start, and not yet claimed by its device.
@@ -98,19 +101,31 @@ class Device:
     def slots(self, pool: Pool) -> int:
         return self.pools[pool].slots
 
+    @property
+    def slots_in_all(self) -> int:
+        return sum(at.slots for at in self.pools.values())
+
     def load(self, pool: Pool) -> float:
         at = self.pools[pool]
         return at.in_hand / at.slots if at.slots else float("inf")
 
     def has_free_slot(self, pool: Pool) -> bool:
         at = self.pools[pool]
-        is_capped = self.running_max and len(self.flights) >= self.running_max
-        return at.in_hand < at.slots and not is_capped
+        return at.in_hand < at.slots
+
+    @property
+    def is_capped(self) -> bool:
+        """May it have no more in hand, lest it runs more at once than the operator allows?
+
+        Where its slots alone keep it below the cap, more may wait for them.
+        """
+        cap = self.running_max
+        return bool(cap) and len(self.flights) >= cap and self.slots_in_all > cap
 
     def has_time_for(self, pool: Pool, expected_us: int) -> bool:
         """May a short task be handed out ahead, though every slot is taken?"""
         at = self.pools[pool]
-        return at.expected_us + expected_us <= AHEAD_US_PER_SLOT * at.slots
+        return at.slots > 0 and at.expected_us + expected_us <= AHEAD_US_PER_SLOT * at.slots
 
 
 class Durations:
@@ -149,6 +164,8 @@ class Fleet:
         self._rng = rng
         self._groups: dict[_Profile, dict[Pool, Balancer]] = {}
         self._profiles: dict[DeviceId, _Profile] = {}
+        self._members: dict[_Profile, int] = {}
+        self._course = Course()
         self._suitable: dict[tuple[str, str], list[Balancer]] = {}
 
     def online(self) -> Iterable[Device]:
@@ -157,7 +174,9 @@ class Fleet:
     def set_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
         self._groups.clear()
+        self._members.clear()
         self._suitable.clear()
+        self._course = Course()
         joined, self._profiles = list(self._profiles), {}
         for device_id in joined:
             self.join(self.devices[device_id])
@@ -167,9 +186,10 @@ class Fleet:
         self.leave(device)
         profile: _Profile = (tuple(sorted(device.types.items())), device.labels)
         self._profiles[device.device_id] = profile
+        self._members[profile] = self._members.get(profile, 0) + 1
         if profile not in self._groups:
             self._groups[profile] = {
-                pool: Balancer(self.strategy, pool, self._rng) for pool in Pool
+                pool: Balancer(self.strategy, pool, self._rng, self._course) for pool in Pool
             }
             self._suitable.clear()
         self.refresh(device)
@@ -182,6 +202,10 @@ class Fleet:
         for balancer in self._groups[profile].values():
             balancer.remove(device)
         del self._profiles[device.device_id]
+        self._members[profile] -= 1
+        if not self._members[profile]:
+            del self._members[profile], self._groups[profile]
+            self._suitable.clear()
 
     def refresh(self, device: Device) -> None:
         """Device's load, credit or state changed."""
@@ -198,10 +222,10 @@ class Fleet:
         free_only: nothing may be handed out ahead (rate keys with a delay).
         """
         balancers = self._suitable_for(shape)
-        for index, balancer in enumerate(balancers):
+        for balancer in _in_order(balancers, is_free=True):
             device = balancer.pick_free()
             if device is not None:
-                return self._took_turn(balancers, index, device)
+                return device
         expected_us = self.durations.expected_us(shape.task_type)
         if free_only or expected_us is None or expected_us > SHORT_US_MAX:
             return None
@@ -209,10 +233,10 @@ class Fleet:
         def can_take(device: Device) -> bool:
             return device.has_time_for(device.types[shape.task_type], expected_us)
 
-        for index, balancer in enumerate(balancers):
+        for balancer in _in_order(balancers, is_free=False):
             device = balancer.pick_busy(can_take)
             if device is not None:
-                return self._took_turn(balancers, index, device)
+                return device
         return None
 
     def could_run(self, shape: Shape) -> bool:
@@ -221,13 +245,6 @@ class Fleet:
             shape.task_type in device.types and set(shape.labels) <= set(device.labels)
             for device in self.online()
         )
-
-    @staticmethod
-    def _took_turn(balancers: list[Balancer], index: int, device: Device) -> Device:
-        """Groups of unlike devices take turns too."""
-        if len(balancers) > 1:
-            balancers.append(balancers.pop(index))
-        return device
 
     def _suitable_for(self, shape: Shape) -> list[Balancer]:
         found = self._suitable.get(shape.key)
@@ -238,6 +255,15 @@ class Fleet:
                 if shape.task_type in dict(types) and all(one in labels for one in shape.labels)
             ]
         return found
+
+
+def _in_order(balancers: list[Balancer], *, is_free: bool) -> list[Balancer]:
+    """The groups that have somebody to offer, the best first. Nearly always there is one group."""
+    if len(balancers) < 2:
+        return balancers
+    ranked = [(one.rank(is_free=is_free), one) for one in balancers]
+    found = [(rank, one) for rank, one in ranked if rank is not None]
+    return [one for _, one in sorted(found, key=itemgetter(0))]
 
 
 def take(device: Device, flight: Flight) -> None:

@@ -87,15 +87,13 @@ def add_task(
     key = None
     if spec.unique_key:
         key = (job_id, unique_hash(spec.unique_key))
-        known = state.fresh_keys.get(key) or state.recent_keys.get(key) or facts.keys.get(key)
+        known = state.holder_of(key) or facts.keys.get(key)
         if known is not None:
             return known, False
     task_id = TaskId(state.next_task_id)
     state.next_task_id += 1
     if key is not None:
-        state.fresh_keys[key] = task_id
-        state.remember_key(key, task_id)
-        state.until_committed(partial(state.fresh_keys.pop, key, None))
+        state.take_key(key, task_id)
         state.changes.unique_keys.append(UniqueKeyRow(job_id, key[1], task_id))
     settings = state.settings
     task = TaskRow(
@@ -113,10 +111,11 @@ def add_task(
         timeout_ms=settings.task_timeout_ms if spec.timeout_ms is None else spec.timeout_ms,
         created_wall=state.wall_ms,
         task_data=spec.data,
-        not_before_wall=spec.not_before_ms,
+        # Never the past: the database would keep it among those that wait for a moment.
+        not_before_wall=spec.not_before_ms if spec.not_before_ms > state.wall_ms else 0,
     )
     state.add(task)
-    if state.due_ms(task) > state.now_ms:
+    if task.not_before_wall:
         state.wait(task)
     elif state.queue.admit(task, state.lane_of(task)):
         state.tasks[task_id] = task
@@ -187,8 +186,11 @@ def abort(state: MasterState, flight: Flight) -> None:
 
 def on_open_tasks(state: MasterState, event: OpenTasksLoaded) -> None:
     """A page of what a cancelled job still had in the database."""
+    job = state.jobs.get(event.job_id)
+    if job is None or job.state is not JobState.CANCELLED:
+        return
     for row in event.rows:
-        task = find(state, row.task_id, Facts(tasks={row.task_id: row}))
+        task = state.row_of(row.task_id) or row
         if task is not None and task.state is TaskState.PENDING:
             state.queue.remove(task)
             state.delays.remove(task.task_id)
@@ -213,7 +215,7 @@ def on_retry(state: MasterState, peer: Peer, message: RetryTasks, facts: Facts) 
 
 def find(state: MasterState, task_id: TaskId, facts: Facts) -> TaskRow | None:
     """The task as it is now: in memory, just ended, or as the database had it."""
-    return state.tasks.get(task_id) or state.settled.get(task_id) or facts.tasks.get(task_id)
+    return state.row_of(task_id) or facts.tasks.get(task_id)
 
 
 def sweep_job(state: MasterState, job_id: JobId) -> None:
@@ -230,14 +232,16 @@ def _why_not_revived(state: MasterState, task: TaskRow | None, facts: Facts) -> 
         return "it is completed"
     if _known_job(state, task.job_id, facts) is None:
         return "its job is gone"
+    job = state.job(task.job_id)
+    if job.state is JobState.CANCELLED and (job.pending or job.running):
+        return "its job is still being cancelled: try again in a moment"
     return ""
 
 
 def _revive(state: MasterState, task: TaskRow) -> None:
     job = state.job(task.job_id)
-    job.state = JobState.ACTIVE
-    job.finished_wall = 0
-    state.settled.pop(task.task_id, None)
+    if job.job_id != NO_JOB:
+        job.state, job.finished_wall = JobState.ACTIVE, 0
     task.failures = task.deaths = 0
     task.cancel_requested = False
     task.finished_wall = task.retry_at_ms = task.not_before_wall = 0
@@ -270,6 +274,8 @@ def _known_job(state: MasterState, job_id: JobId, facts: Facts) -> JobRow | None
     job = state.jobs.get(job_id)
     if job is None and job_id in facts.jobs:
         job = state.jobs[job_id] = facts.jobs[job_id]
+        # It had nothing open, or it would be in memory: it stays only if that changes.
+        state.forget_when_idle(job)
     return job
 
 
@@ -290,8 +296,6 @@ def _job_for(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> J
         problem = f"job {message.job_id} is cancelled: it takes no more tasks"
         _refuse(state, peer, message.request_id, RefusalCode.CONFLICT, problem)
         return None
-    if known.state is JobState.FINISHED:
-        known.state, known.finished_wall = JobState.ACTIVE, 0
     return known
 
 

@@ -36,6 +36,8 @@ def _check_task(state: MasterState, task: TaskRow) -> None:
     )
     if sum(places) != 1:
         _fail(task, f"is in flight, queued, delayed: {places}; exactly one must hold")
+    if places[1] and (task.retry_at_ms or task.not_before_wall):
+        _fail(task, "is queued as ready, and the database has it among those that wait")
     if places[0] != (task.state in _IN_FLIGHT):
         _fail(task, "and its place disagree about being in flight")
     if places[0] and state.flights[task.task_id].device_id != task.device_id:
@@ -61,14 +63,23 @@ def _check_devices(state: MasterState) -> None:
 
 def _check_rates(state: MasterState) -> None:
     running: dict[str, int] = {}
+    starting: dict[str, int] = {}
     for flight in state.flights.values():
         key = flight.task.rate_key
         running[key] = running.get(key, 0) + 1
+        starting[key] = starting.get(key, 0) + flight.is_starting
+        if flight.is_starting and flight.begun:
+            _fail(flight.task, "has begun, and its rate key waits for that")
     for rate in state.rates.values():
         if rate.running != running.get(rate.name, 0):
             raise InvariantError(
                 f"rate key {rate.name} counts {rate.running} running, "
                 f"has {running.get(rate.name, 0)}"
+            )
+        if rate.starting != starting.get(rate.name, 0):
+            raise InvariantError(
+                f"rate key {rate.name} counts {rate.starting} starting, "
+                f"has {starting.get(rate.name, 0)}"
             )
 
 

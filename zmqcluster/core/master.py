@@ -62,6 +62,8 @@ from zmqcluster.model import DeviceId, JobId, TaskId
 _PRUNE_EVERY_MS: Final = 10_000
 _PRUNE_BUSY_MS: Final = 100
 _STALL_BEATS: Final = 1
+_WALL_STEP_MS: Final = 1_000
+_FORGET_EVERY_MS: Final = 10_000
 
 
 class Wants(Struct):
@@ -89,6 +91,8 @@ class MasterCore:
         self._dispatcher = TaskDispatcher(self._state)
         self._ticked_ms = past.clock_ms
         self._pruned_ms = past.clock_ms
+        self._forgot_ms = past.clock_ms
+        self._scheduled_offset_ms = 0
         backlog.recover(self._state, past)
 
     @property
@@ -119,7 +123,7 @@ class MasterCore:
 
     def next_wake_ms(self) -> int | None:
         """Cluster time at which something falls due without any event, or None."""
-        moments = (self._state.timers.next_ms(), self._state.delays.next_ms())
+        moments = (self._state.timers.next_ms(), self._state.delays.next_ms(self._state.now_ms))
         return min((one for one in moments if one is not None), default=None)
 
     def wants(self, message: Inbound) -> Wants:
@@ -251,13 +255,18 @@ class MasterCore:
         state = self._state
         gap_ms = state.now_ms - self._ticked_ms
         self._ticked_ms = state.now_ms
-        former, state.wall_offset_ms = state.wall_offset_ms, event.wall_ms - state.now_ms
-        if abs(state.wall_offset_ms - former) > 1_000:
+        state.wall_offset_ms = event.wall_ms - state.now_ms
+        # Measured from the last step, so that a slow drift adds up to one.
+        if abs(state.wall_offset_ms - self._scheduled_offset_ms) > _WALL_STEP_MS:
+            self._scheduled_offset_ms = state.wall_offset_ms
             backlog.on_wall_step(state)
         if gap_ms > _STALL_BEATS * state.settings.heartbeat_interval_ms:
             sessions.forgive_silence(state)
         if state.now_ms - self._pruned_ms >= _PRUNE_EVERY_MS:
             self._prune()
+        if state.now_ms - self._forgot_ms >= _FORGET_EVERY_MS:
+            self._forgot_ms = state.now_ms
+            state.forget_idle_rates()
 
     def _prune(self) -> None:
         """One small step; a busy master takes many, an idle one is left asleep for a while."""
@@ -286,7 +295,7 @@ class MasterCore:
         keys: list[tuple[JobId, bytes]] = []
         unknown: list[TaskId] = []
         for result in message.results:
-            task = state.tasks.get(TaskId(result.task_id))
+            task = state.row_of(TaskId(result.task_id))
             if task is None:
                 unknown.append(TaskId(result.task_id))
             elif result.children:
@@ -298,14 +307,12 @@ class MasterCore:
     ) -> tuple[tuple[JobId, bytes], ...]:
         state = self._state
         hashed = ((job_id, unique_hash(one.unique_key)) for one in specs if one.unique_key)
-        return tuple(
-            key for key in hashed if key not in state.recent_keys and key not in state.fresh_keys
-        )
+        return tuple(key for key in hashed if state.holder_of(key) is None)
 
     def _unknown_tasks(self, task_ids: Iterable[int]) -> tuple[TaskId, ...]:
         state = self._state
         return tuple(
-            TaskId(one) for one in task_ids if one not in state.tasks and one not in state.settled
+            TaskId(one) for one in task_ids if one not in state.tasks and one not in state.departed
         )
 
     def _unknown_jobs(self, job_id: JobId) -> tuple[JobId, ...]:

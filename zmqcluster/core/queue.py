@@ -39,12 +39,15 @@ class Lane:
 
     count: live entries of `tasks`, which may also hold stale ones. more: the database has others.
     cursor: it has been read up to this id. loading: how many tasks the read under way may bring.
+    is_hungry, is_starving: it waits for its turn to be read, in the queue of that name.
     spilled: tasks went to the database only since that read was asked for.
     """
 
     __slots__ = (
         "count",
         "cursor",
+        "is_hungry",
+        "is_starving",
         "key",
         "loading",
         "more",
@@ -63,6 +66,7 @@ class Lane:
         self.count = 0
         self.rotated = False
         self.more = False
+        self.is_hungry = self.is_starving = False
         self.cursor = 0
         self.loading = 0
         self.spilled = False
@@ -78,13 +82,18 @@ class ReadyQueue:
         self._lanes_max = lanes
         self.lanes: dict[LaneKey, Lane] = {}
         self.shapes: dict[tuple[str, str], Shape] = {}
-        self.hungry: dict[Lane, None] = {}
+        # The share of one lane in memory, when all are to have some.
+        self.lane_quota = lane_tasks
+        # Lanes to be read: those that run dry, and first those with nothing in memory.
+        self._hungry: deque[Lane] = deque()
+        self._starving: deque[Lane] = deque()
         self._where: dict[TaskId, Lane] = {}
         self._bytes = 0
         # Tasks that refills under way may bring.
         self._reserved = 0
         # Lanes exist in the database that are not in `lanes`.
         self.unlisted = False
+        self._has_missed = False
 
     def __len__(self) -> int:
         return len(self._where)
@@ -101,9 +110,18 @@ class ReadyQueue:
         return self._window_tasks - len(self._where) - self._reserved
 
     @property
-    def lane_quota(self) -> int:
-        """How many tasks one lane may hold in memory, when all are to have some."""
-        return max(16, min(self._lane_tasks, self._window_tasks // (len(self.lanes) + 1)))
+    def is_hungry(self) -> bool:
+        return bool(self._hungry or self._starving)
+
+    @property
+    def is_starving(self) -> bool:
+        """Some lane has tasks in the database and none in memory."""
+        return bool(self._starving)
+
+    def take_missed(self) -> bool:
+        """Has a lane found no room since the last call?"""
+        missed, self._has_missed = self._has_missed, False
+        return missed
 
     def lane(self, key: LaneKey, rate: RateKey | None) -> Lane | None:
         """The lane of this key, made when there is room for one more; else None."""
@@ -111,13 +129,14 @@ class ReadyQueue:
         if lane is not None:
             return lane
         if len(self.lanes) >= self._lanes_max:
-            self.unlisted = True
+            self.unlisted = self._has_missed = True
             return None
         shape = self.shapes.get((key.task_type, key.labels))
         if shape is None:
             shape = self.shapes[key.task_type, key.labels] = Shape(key.task_type, key.labels)
         lane = self.lanes[key] = Lane(key, shape, rate)
         shape.lanes += 1
+        self._share()
         # Tasks of a lane that was forgotten for want of room may lie in the database.
         lane.more = self.unlisted
         self._note_hunger(lane)
@@ -155,6 +174,8 @@ class ReadyQueue:
         lane = self._where.pop(task.task_id, None)
         if lane is not None:
             self._forget(task, lane)
+            if len(lane.tasks) > 64 + 2 * lane.count:
+                self._drop_stale(lane)
 
     def pop(self, shape: Shape, priority: int, now_ms: int) -> TaskRow | None:
         """The next task of this shape and priority whose rate key is open at now_ms."""
@@ -187,14 +208,16 @@ class ReadyQueue:
 
     def refills(self) -> Iterator[tuple[Lane, int]]:
         """Lanes that should be read from the database now, and how many tasks each may get."""
-        for lane in list(self.hungry):
+        while self.is_hungry and self.has_room:
+            if self._starving:
+                lane = self._starving.popleft()
+                lane.is_starving = False
+            else:
+                lane = self._hungry.popleft()
+                lane.is_hungry = False
             quota = self.lane_quota
             if lane.loading or not lane.more or lane.count > quota // 2:
-                del self.hungry[lane]
                 continue
-            if not self.has_room:
-                return
-            del self.hungry[lane]
             lane.loading = min(quota - lane.count, self._room)
             self._reserved += lane.loading
             lane.spilled = False
@@ -208,6 +231,30 @@ class ReadyQueue:
         lane.more = more or lane.spilled
         self._note_hunger(lane)
         self._drop_if_idle(lane)
+
+    def shed(self) -> list[TaskRow]:
+        """Shorten the longest lanes: their newest tasks, returned, are left to the database."""
+        lanes = [lane for lane in self.lanes.values() if lane.count > 1 and not lane.loading]
+        longest = max((lane.count for lane in lanes), default=0)
+        keep = self.lane_quota if longest > self.lane_quota else longest // 2
+        gone: list[TaskRow] = []
+        for lane in lanes:
+            if lane.count > keep:
+                gone += self._shorten(lane, keep)
+        return gone
+
+    def _shorten(self, lane: Lane, keep: int) -> list[TaskRow]:
+        gone: list[TaskRow] = []
+        lane.more = True
+        while lane.count > keep:
+            task = lane.tasks.pop()
+            if self._where.get(task.task_id) is lane:
+                del self._where[task.task_id]
+                gone.append(task)
+                self._forget(task, lane)
+        # Whatever stays in memory is skipped when it is read again.
+        lane.cursor = min(lane.cursor, *(task.task_id - 1 for task in gone))
+        return gone
 
     def listed(self, key: LaneKey, rate: RateKey | None) -> bool:
         """A lane was found in the database. False: no room for it now, list again later."""
@@ -235,8 +282,24 @@ class ReadyQueue:
         self._note_hunger(lane)
 
     def _note_hunger(self, lane: Lane) -> None:
-        if lane.more and not lane.loading and lane.count <= self.lane_quota // 2:
-            self.hungry[lane] = None
+        if not lane.more or lane.loading:
+            return
+        if not lane.count:
+            if not lane.is_starving:
+                lane.is_starving = True
+                self._starving.append(lane)
+        elif not lane.is_hungry and lane.count <= self.lane_quota // 2:
+            lane.is_hungry = True
+            self._hungry.append(lane)
+
+    def _share(self) -> None:
+        fair = self._window_tasks // (len(self.lanes) + 1)
+        self.lane_quota = max(1, min(self._lane_tasks, fair))
+
+    def _drop_stale(self, lane: Lane) -> None:
+        """Tasks taken out from the middle leave entries behind; many of them are too many."""
+        live = {one.task_id: one for one in lane.tasks if self._where.get(one.task_id) is lane}
+        lane.tasks = deque(live.values())
 
     def _rotate_in(self, lane: Lane) -> None:
         if not lane.rotated:
@@ -250,6 +313,7 @@ class ReadyQueue:
             return
         if lane.rate is not None:
             del lane.rate.lanes[lane]
+        self._share()
         lane.shape.lanes -= 1
         if not lane.shape.lanes:
             del self.shapes[lane.shape.key]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class RateKey(Struct, weakref=False):
     """One origin's limits and what of it is in flight.
 
-    starting: grants of a delayed key not yet known to have begun (0 or 1).
+    starting: flights granted under a delay and not yet known to have begun (Flight.is_starting).
     """
 
     name: str
@@ -41,10 +41,10 @@ class RateKey(Struct, weakref=False):
     def is_delayed(self) -> bool:
         return self.delay_ms > 0
 
-    @property
-    def is_idle(self) -> bool:
+    def is_idle(self, now_ms: int) -> bool:
         """Nothing depends on it: it may be forgotten."""
-        return not (self.has_limits or self.running or self.lanes)
+        is_held_back = self.has_limits or self.opens_at_ms() > now_ms
+        return not (is_held_back or self.running or self.lanes)
 
     def is_open(self, now_ms: int) -> bool:
         return (
@@ -58,34 +58,35 @@ class RateKey(Struct, weakref=False):
         """When time alone would open it; a full or starting key waits for a message instead."""
         return max(self.next_at_ms, self.closed_until_ms)
 
-    def grant(self) -> None:
-        """An attempt under this key is handed out."""
+    def grant(self) -> bool:
+        """An attempt under this key is handed out. True: the key stays closed until it begins."""
         self.running += 1
-        if self.is_delayed:
-            self.starting = 1
+        self.starting += self.is_delayed
+        return self.is_delayed
 
-    def began(self, now_ms: int) -> None:
-        """The attempt handed out last is known to run."""
-        if self.starting:
-            self.starting = 0
-            self.next_at_ms = max(self.next_at_ms, now_ms + self.delay_ms)
+    def began(self, now_ms: int, *, was_starting: bool) -> None:
+        """An attempt is known to run."""
+        self.starting -= was_starting
+        self._touched(now_ms)
 
-    def ended(self, now_ms: int, *, has_run: bool) -> None:
+    def ended(self, now_ms: int, *, was_starting: bool, has_run: bool) -> None:
         """An attempt is over. has_run: it may have touched the origin."""
-        self.running = max(0, self.running - 1)
-        if self.starting and not has_run:
-            self.starting = 0
-        elif self.starting or self.concurrency == 1:
-            # The last request of a task may have come at its very end.
-            self.starting = 0
-            self.next_at_ms = max(self.next_at_ms, now_ms + self.delay_ms)
+        self.running -= 1
+        self.starting -= was_starting
+        # The last request of a task may have come at its very end.
+        if has_run and (was_starting or self.concurrency == 1):
+            self._touched(now_ms)
 
-    def lost(self, now_ms: int, start_within_ms: int) -> None:
+    def lost(self, now_ms: int, start_within_ms: int, *, was_starting: bool) -> None:
         """Nobody knows what became of an attempt: it may begin until its window has passed."""
-        self.running = max(0, self.running - 1)
-        self.starting = 0
+        self.running -= 1
+        self.starting -= was_starting
         if self.has_limits:
             self.next_at_ms = max(self.next_at_ms, now_ms + start_within_ms + self.delay_ms)
+
+    def _touched(self, at_ms: int) -> None:
+        if self.delay_ms:
+            self.next_at_ms = max(self.next_at_ms, at_ms + self.delay_ms)
 
     def row(self) -> RateKeyRow:
         return RateKeyRow(

@@ -22,7 +22,7 @@ from zmqcluster.messages import (
     Started,
     TaskResult,
 )
-from zmqcluster.model import ERROR_CHARS_MAX, Outcome, TaskId, TaskState
+from zmqcluster.model import ERROR_CHARS_MAX, JobState, Outcome, TaskId, TaskState
 
 # Outcomes only the master may decide; a device that sends one is broken.
 _MASTERS_OWN: Final = (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST)
@@ -32,16 +32,20 @@ def on_results(
     state: MasterState, dispatcher: TaskDispatcher, device: Device, message: Results, facts: Facts
 ) -> None:
     """Accept each end that counts, fence the others, and acknowledge all."""
+    settled: list[AttemptRef] = []
     for result in message.results:
         flight = flight_of(state, device, result.task_id, result.attempt)
-        if flight is not None:
-            _accept(state, dispatcher, device, flight, result, facts)
-        else:
+        if flight is None:
             _salvage(state, dispatcher, device, result, facts)
+        elif _is_blind(result, facts):
+            # Not acknowledged, so it comes again, and the keys are looked up then.
+            continue
+        else:
+            _accept(state, dispatcher, device, flight, result, facts)
         for rule in result.rates:
             apply_rule(state, rule)
-    refs = tuple(AttemptRef(one.task_id, one.attempt) for one in message.results)
-    state.send(device.peer, ResultAck(refs))
+        settled.append(AttemptRef(result.task_id, result.attempt))
+    state.send(device.peer, ResultAck(tuple(settled)))
 
 
 def on_started(state: MasterState, device: Device, message: Started) -> None:
@@ -63,7 +67,8 @@ def begin(state: MasterState, flight: Flight) -> None:
         state.move(task, TaskCause.STARTED)
     rate = state.rates.get(task.rate_key)
     if rate is not None:
-        rate.began(state.now_ms)
+        rate.began(state.now_ms, was_starting=flight.is_starting)
+        flight.is_starting = False
         reopen(state, rate.name)
 
 
@@ -132,6 +137,7 @@ def _salvage(
         and task.state is TaskState.PENDING
         and task.attempt == result.attempt
         and task.device_id == device.device_id
+        and not _is_blind(result, facts)
     )
     if task is None or not is_last:
         state.event(
@@ -142,10 +148,19 @@ def _salvage(
         )
         return
     outcome, error = _outcome_of(result)
+    if state.job(task.job_id).state is JobState.CANCELLED:
+        # It is about to be swept up, and nothing of a cancelled job is completed.
+        task.cancel_requested = True
     state.event("result_salvaged", task=task, detail=str(outcome))
     _take_over(state, device, task, result, outcome, facts)
     state.record_end(task, outcome, result.run_us, error)
     dispatcher.conclude(task, outcome, error=error, retry_after_ms=result.retry_after_ms)
+
+
+def _is_blind(result: TaskResult, facts: Facts) -> bool:
+    """Was the task not in memory when the facts were gathered? Its job was unknown then, and so
+    the unique keys of its children could not be looked up."""
+    return bool(result.children) and TaskId(result.task_id) in facts.tasks
 
 
 def _outcome_of(result: TaskResult) -> tuple[Outcome, str]:
@@ -164,8 +179,9 @@ def _take_over(
 ) -> None:
     """What an end brings with it: the result, children and records of a completed attempt."""
     if outcome is not Outcome.COMPLETED:
-        device.row.failed += outcome is not Outcome.CANCELLED
-        state.save_device(device)
+        if outcome not in (Outcome.CANCELLED, Outcome.RETURNED):
+            device.row.failed += 1
+            state.save_device(device)
         return
     device.row.completed += 1
     state.save_device(device)

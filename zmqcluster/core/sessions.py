@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from zmqcluster.core.dispatcher import TaskDispatcher
+from zmqcluster.core.dispatcher import TaskDispatcher, reopen
 from zmqcluster.core.effects import Publish
 from zmqcluster.core.events import Peer, Principal
 from zmqcluster.core.fleet import Device, Flight, PoolLoad
@@ -28,6 +28,7 @@ from zmqcluster.messages import (
 from zmqcluster.model import (
     PROTOCOL_VERSION,
     DeviceId,
+    JobState,
     Outcome,
     Pool,
     RefusalCode,
@@ -93,6 +94,9 @@ def on_heartbeat(
     if device.credit != message.credit or device.draining != message.draining:
         device.credit, device.draining = message.credit, message.draining
         state.fleet.refresh(device)
+        if device.row.state != device.state:
+            device.row.state = device.state
+            state.save_device(device)
     aborted = reconcile(state, dispatcher, device, message.inventory)
     _sample(state, device)
     state.send(
@@ -142,7 +146,8 @@ def on_lease_over(state: MasterState, dispatcher: TaskDispatcher, device_id: Dev
     if state.now_ms < expires_ms:
         state.timers.set(f"lease {device_id}", expires_ms)
     elif device.is_online and _brake_holds(state):
-        state.timers.set(f"lease {device_id}", state.expiry_held_until_ms)
+        again_ms = state.now_ms + state.settings.heartbeat_interval_ms
+        state.timers.set(f"lease {device_id}", min(state.expiry_held_until_ms, again_ms))
     elif device.is_online:
         silent_ms = state.now_ms - device.heard_ms
         close(state, dispatcher, device, f"silent for {silent_ms} ms", Outcome.DEVICE_LOST)
@@ -249,6 +254,7 @@ def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
         or task.device_id != device.device_id
         or held.phase != RUNNING
         or task.task_type not in device.types
+        or state.job(task.job_id).state is JobState.CANCELLED
     ):
         return None
     state.queue.remove(task)
@@ -258,6 +264,8 @@ def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
     rate = state.rate(task.rate_key)
     if rate is not None:
         rate.running += 1
+        rate.began(state.now_ms, was_starting=False)
+        reopen(state, rate.name)
     state.event("attempt_adopted", task=task)
     return _board(state, device, task, begun=True)
 
@@ -297,7 +305,8 @@ def recover_flight(state: MasterState, task: TaskRow) -> None:
     if rate is not None:
         rate.running += 1
         if rate.is_delayed and not flight.begun:
-            rate.starting = 1
+            rate.starting += 1
+            flight.is_starting = True
     device.heard_ms = state.now_ms
     state.timers.set_no_later(
         f"lease {device.device_id}", state.now_ms + state.settings.device_timeout_ms
@@ -319,6 +328,8 @@ def _hello_refusal(
             RefusalCode.VERSION,
             f"protocol version {message.version}; this master speaks {PROTOCOL_VERSION}",
         )
+    if message.device_id in state.revoked:
+        return RefusalCode.FORBIDDEN, f"the key of device {message.device_id} was revoked"
     if principal.device_id != message.device_id:
         return (
             RefusalCode.FORBIDDEN,
@@ -437,23 +448,35 @@ def _sample(state: MasterState, device: Device) -> None:
 def _brake_holds(state: MasterState) -> bool:
     """Is this a mass loss that we should doubt? Engages the brake when it begins to look so."""
     now_ms, timeout_ms = state.now_ms, state.settings.device_timeout_ms
+    brake = state.brake
+    if brake.turn != state.turn:
+        # Once a turn: a mass loss brings many leases to an end in the same one.
+        brake.turn = state.turn
+        brake.is_mass_loss = _is_mass_loss(state)
     if now_ms < state.expiry_held_until_ms:
-        return True
+        if not brake.is_mass_loss:
+            state.expiry_held_until_ms = 0
+            state.event("mass_loss_over")
+        return brake.is_mass_loss
     if state.expiry_held_until_ms and now_ms < state.expiry_held_until_ms + timeout_ms:
         # Held long enough: whoever is silent still is gone.
         return False
-    online = list(state.fleet.online())
-    # "About to be": their leases end within the next beat.
-    margin_ms = state.settings.heartbeat_interval_ms
-    silent = sum(now_ms - one.heard_ms >= timeout_ms - margin_ms for one in online)
-    if len(online) < BRAKE_DEVICES_MIN or silent <= BRAKE_SHARE * len(online):
+    if not brake.is_mass_loss:
         return False
     state.expiry_held_until_ms = now_ms + BRAKE_LEASES * timeout_ms
-    text = f"{silent} of {len(online)} devices fell silent at once: expiry is held for a while"
+    text = "more than half of the devices fell silent at once: expiry is held for a while"
     state.event("mass_loss_brake", detail=text)
     state.log("error", text)
     state.act(Publish(Hint(state.epoch)))
     return True
+
+
+def _is_mass_loss(state: MasterState) -> bool:
+    online = state.fleet.by_peer.values()
+    # "About to be": their leases end within the next beat.
+    margin_ms = state.settings.device_timeout_ms - state.settings.heartbeat_interval_ms
+    silent = sum(state.now_ms - one.heard_ms >= margin_ms for one in online)
+    return len(online) >= BRAKE_DEVICES_MIN and silent > BRAKE_SHARE * len(online)
 
 
 def _slots_text(device: Device) -> str:

@@ -37,8 +37,9 @@ from zmqcluster.core.timers import Timers
 from zmqcluster.messages import Outbound, TaskEnd
 from zmqcluster.model import NO_JOB, DeviceId, JobId, JobState, TaskId, TaskState
 
-# Known unique keys kept in memory to save look-ups: the newest, whatever their job.
-_RECENT_KEYS_MAX: Final = 50_000
+# Known unique keys kept in memory to save look-ups: at least this many of the newest, at most twice
+# as many. Two generations, because deleting the oldest of one dict took 20 us a key.
+_RECENT_KEYS: Final = 25_000
 
 _COUNTED: Final[dict[TaskState, str]] = {
     TaskState.PENDING: "pending",
@@ -72,6 +73,13 @@ class Listing(Struct):
     after: LaneKey | None = None
     is_asked: bool = False
     has_skipped: bool = False
+
+
+class Brake(Struct):
+    """Does the fleet look like a mass loss? As found in that turn."""
+
+    turn: int = 0
+    is_mass_loss: bool = False
 
 
 class Watcher(Struct, frozen=True):
@@ -110,17 +118,26 @@ class MasterState:
         self.turn = 0
         self.committed_turn = 0
         self.expiry_held_until_ms = 0
+        self.brake = Brake()
+        # Devices all of whose keys are revoked.
+        self.revoked: set[DeviceId] = set()
+        self.shed_ms = past.clock_ms
         self.counters: dict[str, int] = {}
         self.task_watchers: dict[TaskId, dict[Watcher, None]] = {}
         self.job_watchers: dict[JobId, dict[Watcher, None]] = {}
         self.watching: set[Peer] = set()
         self.ends: dict[Watcher, list[TaskEnd]] = {}
-        # Unique keys by (job, hash): those not yet on disk, and the newest of the others.
-        self.fresh_keys: dict[tuple[JobId, bytes], TaskId] = {}
-        self.recent_keys: dict[tuple[JobId, bytes], TaskId] = {}
-        # Tasks that left memory in a turn not yet on disk: what a read may still show as open.
-        self.settled: dict[TaskId, TaskRow] = {}
+        # Tasks that left memory, with the turn in which they did: a read may show an older row.
+        self.departed: dict[TaskId, tuple[int, TaskRow]] = {}
         self.submissions: dict[bytes, Outbound] = {}
+        # Unique keys by (job, hash): those not yet on disk, and two generations of the others.
+        self._fresh_keys: dict[tuple[JobId, bytes], TaskId] = {}
+        self._recent_keys: dict[tuple[JobId, bytes], TaskId] = {}
+        self._older_keys: dict[tuple[JobId, bytes], TaskId] = {}
+        self._turn_keys: list[tuple[JobId, bytes]] = []
+        self._departures: deque[tuple[int, TaskId]] = deque()
+        # Jobs without open tasks, and the turn since which they are: forgotten once it is on disk.
+        self._idle_jobs: dict[JobId, int] = {}
         self._settling: deque[tuple[int, Callable[[], object]]] = deque()
         self._changes = Changes()
         self._actions: list[Action] = []
@@ -191,6 +208,8 @@ class MasterState:
         if changes != _NOTHING:
             changes.clock_ms = self.now_ms
             changes.wall_ms = self.wall_ms
+        if self._turn_keys:
+            self._age_keys()
         turn = Turn(self.turn, changes, self._actions)
         self._changes, self._actions = Changes(), []
         self._new.clear()
@@ -202,6 +221,11 @@ class MasterState:
     def committed(self, turn: int) -> None:
         """Forget what only stood in for rows that are on disk now."""
         self.committed_turn = turn
+        departures, departed = self._departures, self.departed
+        while departures and departures[0][0] <= turn:
+            left_turn, task_id = departures.popleft()
+            if departed[task_id][0] == left_turn:
+                del departed[task_id]
         settling = self._settling
         while settling and settling[0][0] <= turn:
             settling.popleft()[1]()
@@ -231,21 +255,51 @@ class MasterState:
         if task.state.is_terminal:
             self._retire(task)
 
+    def row_of(self, task_id: TaskId) -> TaskRow | None:
+        """The task as it is now, if memory knows better than the database."""
+        task = self.tasks.get(task_id)
+        if task is None:
+            left = self.departed.get(task_id)
+            return None if left is None else left[1]
+        return task
+
+    def leave(self, task: TaskRow) -> None:
+        """The database has task from now on, or will once this turn is on disk."""
+        task_id = task.task_id
+        self.tasks.pop(task_id, None)
+        self.departed[task_id] = (self.turn, task)
+        self._departures.append((self.turn, task_id))
+
     def wait(self, task: TaskRow, *, first: bool = False) -> None:
         """Put a pending task where it waits: among the delayed, or in its lane."""
-        self.tasks[task.task_id] = task
         due_ms = self.due_ms(task)
         if due_ms > self.now_ms:
-            if not self.delays.add(task.task_id, due_ms):
-                del self.tasks[task.task_id]
-            for evicted in self.delays.take_evicted():
-                self.tasks.pop(evicted, None)
-            return
+            self.delay(task, due_ms)
+        else:
+            self.ready(task, first=first)
+
+    def delay(self, task: TaskRow, due_ms: int) -> None:
+        """Keep a pending task until due_ms: the soonest in memory, the others in the database."""
+        self.tasks[task.task_id] = task
+        if not self.delays.add(task.task_id, due_ms):
+            self.leave(task)
+        for evicted in self.delays.take_evicted():
+            gone = self.tasks.get(evicted)
+            if gone is not None:
+                self.leave(gone)
+
+    def ready(self, task: TaskRow, *, first: bool = False) -> None:
+        """A pending task waits for a device and nothing else from now on."""
+        if task.retry_at_ms or task.not_before_wall:
+            # The database keeps what waits for a moment apart from what is ready.
+            task.retry_at_ms = task.not_before_wall = 0
+            self.save(task)
         lane = self.lane_of(task)
         if lane is None:
             # Thousands of lanes are ahead of it; it is found when lanes are listed again.
-            del self.tasks[task.task_id]
+            self.leave(task)
             return
+        self.tasks[task.task_id] = task
         self.queue.push(task, lane, first=first)
 
     def due_ms(self, task: TaskRow) -> int:
@@ -267,6 +321,12 @@ class MasterState:
         if rate is None:
             rate = self.rates[name] = RateKey(name)
         return rate
+
+    def forget_idle_rates(self) -> None:
+        """Keys that hold nothing back and that nothing waits for: one for every site ever seen."""
+        idle = [name for name, one in self.rates.items() if one.is_idle(self.now_ms)]
+        for name in idle:
+            del self.rates[name]
 
     def land(self, flight: Flight) -> None:
         """An attempt is in nobody's hands any more."""
@@ -306,12 +366,30 @@ class MasterState:
     def save_device(self, device: Device) -> None:
         self._dirty_devices[device.device_id] = device
 
-    def remember_key(self, key: tuple[JobId, bytes], task_id: TaskId) -> None:
-        """A unique key is taken; keep it near, forgetting the oldest of the remembered."""
-        recent = self.recent_keys
-        recent[key] = task_id
-        if len(recent) > _RECENT_KEYS_MAX:
-            del recent[next(iter(recent))]
+    def forget_when_idle(self, job: JobRow) -> None:
+        """A job with nothing open leaves memory once all that was decided about it is on disk."""
+        self._idle_jobs[job.job_id] = self.turn
+        self.until_committed(partial(self._forget_job, job, self.turn))
+
+    def take_key(self, key: tuple[JobId, bytes], task_id: TaskId) -> None:
+        """A unique key is taken, and remembered until that is on disk, and for a while after."""
+        self._fresh_keys[key] = self._recent_keys[key] = task_id
+        self._turn_keys.append(key)
+
+    def holder_of(self, key: tuple[JobId, bytes]) -> TaskId | None:
+        """The task that has this unique key, if it is remembered."""
+        return self._recent_keys.get(key) or self._fresh_keys.get(key) or self._older_keys.get(key)
+
+    def _age_keys(self) -> None:
+        """Only between turns: what a message of this turn did not look up, it must find here."""
+        self.until_committed(partial(self._forget_fresh, self._turn_keys))
+        self._turn_keys = []
+        if len(self._recent_keys) > _RECENT_KEYS:
+            self._older_keys, self._recent_keys = self._recent_keys, {}
+
+    def _forget_fresh(self, keys: list[tuple[JobId, bytes]]) -> None:
+        for key in keys:
+            self._fresh_keys.pop(key, None)
 
     def _tally(self, task: TaskRow, former: TaskState | None) -> None:
         job = self.job(task.job_id)
@@ -321,24 +399,29 @@ class MasterState:
         name = _COUNTED[task.state]
         setattr(job, name, getattr(job, name) + 1)
         self._dirty_jobs[job.job_id] = job
-        if job.job_id != NO_JOB and not job.pending and not job.running:
+        if job.job_id == NO_JOB:
+            return
+        if not job.pending and not job.running:
             self._finish(job)
+        elif job.state is JobState.FINISHED:
+            job.state, job.finished_wall = JobState.ACTIVE, 0
 
     def _finish(self, job: JobRow) -> None:
         if job.state is JobState.ACTIVE:
             job.state = JobState.FINISHED
         job.finished_wall = self.wall_ms
-        self.until_committed(partial(self._forget_job, job))
+        self.forget_when_idle(job)
 
-    def _forget_job(self, job: JobRow) -> None:
+    def _forget_job(self, job: JobRow, turn: int) -> None:
+        if self._idle_jobs.get(job.job_id) != turn:
+            return
+        del self._idle_jobs[job.job_id]
         if not job.pending and not job.running:
             self.jobs.pop(job.job_id, None)
 
     def _retire(self, task: TaskRow) -> None:
         task.finished_wall = self.wall_ms
-        self.tasks.pop(task.task_id, None)
-        self.settled[task.task_id] = task
-        self.until_committed(partial(self.settled.pop, task.task_id, None))
+        self.leave(task)
         self.count(f"tasks_{task.state}")
         watchers = self.task_watchers.pop(task.task_id, None)
         of_job = self.job_watchers.get(task.job_id) if self.job_watchers else None

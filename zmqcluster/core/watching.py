@@ -26,7 +26,7 @@ def on_watch(state: MasterState, peer: Peer, message: Watch, facts: Facts) -> No
     ended: list[TaskEnd] = []
     waiting: list[TaskId] = []
     for task_id in map(TaskId, message.task_ids):
-        known = state.tasks.get(task_id) or state.settled.get(task_id) or facts.tasks.get(task_id)
+        known = state.row_of(task_id) or facts.tasks.get(task_id)
         if known is None:
             ended.append(TaskEnd(task_id, TaskState.FAILED, b"", "there is no such task"))
         elif known.state.is_terminal:
