@@ -125,16 +125,18 @@ def changed(*done: int, untouched: tuple[int, ...] = ()) -> Reply:
 def test_cancel_tells_what_it_did_and_what_it_could_not(master: FakeRest) -> None:
     master.answers["POST /tasks/1/cancel"] = changed(1)
     master.answers["POST /tasks/2/cancel"] = changed(untouched=(2,))
-    master.answers["POST /jobs/3/cancel"] = changed(4, 5)
+    master.answers["POST /jobs/3/cancel"] = changed()
+    master.answers["GET /jobs/3"] = Reply(body=job_view(3, "cancelled", running=1, cancelled=5))
 
     both = run("distribute", "cancel", "1", "2", master=master)
-    job = run("distribute", "cancel", "--job", "3", "--json", master=master)
+    job = run("distribute", "cancel", "--job", "3", master=master)
+    as_json = run("distribute", "cancel", "--job", "3", "--json", master=master)
 
     assert both.code == 1
     assert "1 cancelled." in both.out
     assert "Task 2 is as it was: already completed" in both.out
-    assert job.code == 0
-    assert job.json()["task_ids"] == [4, 5]
+    assert (job.code, job.out) == (0, "Job 3 is cancelled: 5 cancelled, 1 still to go.\n")
+    assert as_json.json()["tasks"]["cancelled"] == 5
 
 
 def test_retry_by_state_asks_for_each_task_found(master: FakeRest) -> None:

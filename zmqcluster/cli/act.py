@@ -19,6 +19,7 @@ from zmqcluster.rest.schemas import (
     ChangedView,
     DoneView,
     IssuedTokenView,
+    JobView,
     TokenBody,
     TokenList,
     UntouchedView,
@@ -41,8 +42,21 @@ def cancel(call: Call) -> int:
     if bool(args.ids) == (args.job is not None):
         raise ConfigError("cancel", "name tasks, or one job with --job; not both")
     if args.job is not None:
-        return _told(call, [f"/jobs/{args.job}/cancel"], "cancelled")
+        return _cancel_job(call, args.job)
     return _told(call, [f"/tasks/{number}/cancel" for number in args.ids], "cancelled")
+
+
+def _cancel_job(call: Call, job_id: int) -> int:
+    """The master takes the open tasks of a job in steps, so its answer names none of them."""
+    call.api.ask("POST", f"/jobs/{job_id}/cancel", ChangedView)
+    job = call.api.get(f"/jobs/{job_id}", JobView)
+    if call.out.as_json:
+        call.out.data(job)
+    else:
+        left = job.tasks.pending + job.tasks.running
+        rest = f", {left} still to go" if left else ""
+        call.out.line(f"Job {job_id} is {job.state}: {job.tasks.cancelled} cancelled{rest}.")
+    return DONE
 
 
 def retry(call: Call) -> int:
