@@ -143,9 +143,10 @@ UNSET: Final = Unset.UNSET
 
 # --- limits: everything a peer, a user or the network can make large has one -------------------
 
-DEVICE_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-TASK_TYPE_PATTERN: Final = r"^[a-z][a-z0-9_.-]{0,63}$"
-LABEL_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._=-]{0,63}$"
+# \Z, because $ would let a line end through.
+DEVICE_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+TASK_TYPE_PATTERN: Final = r"^[a-z][a-z0-9_.-]{0,63}\Z"
+LABEL_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._=-]{0,63}\Z"
 
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 TASK_DATA_BYTES_MAX: Final = 256 * 1024

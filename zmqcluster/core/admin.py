@@ -177,7 +177,7 @@ def on_ask_overview(state: MasterState, peer: Peer, message: AskOverview) -> Non
         devices_online=len(online),
         devices_total=len(state.fleet.devices),
         slots=sum(load.slots for one in online for load in one.pools.values()),
-        tasks=_open_counts(state),
+        tasks=_counts(state),
         jobs_active=sum(job_id != NO_JOB for job_id in state.jobs),
         window_tasks=len(state.queue),
         expiry_held=state.now_ms < state.expiry_held_until_ms,
@@ -289,16 +289,19 @@ def _enrol_refusal(
     return None
 
 
-def _open_counts(state: MasterState) -> TaskCounts:
-    """Counts of what is in memory; ended ones since this master started."""
-    ended = state.counters
+def _counts(state: MasterState) -> TaskCounts:
+    """All tasks: open ones by their jobs, ended ones since the database began."""
+
+    def ended(name: str) -> int:
+        return state.ended_before.get(name, 0) + state.counters.get(f"tasks_{name}", 0)
+
     return TaskCounts(
         pending=sum(job.pending for job in state.jobs.values()),
         running=sum(job.running for job in state.jobs.values()),
-        completed=ended.get("tasks_completed", 0),
-        failed=ended.get("tasks_failed", 0),
-        cancelled=ended.get("tasks_cancelled", 0),
-        dead=ended.get("tasks_dead", 0),
+        completed=ended("completed"),
+        failed=ended("failed"),
+        cancelled=ended("cancelled"),
+        dead=ended("dead"),
     )
 
 

@@ -65,6 +65,8 @@ class Past(Struct):
     rate_keys: list[RateKeyRow] = field(default_factory=list)
     keys: list[KeyRow] = field(default_factory=list)
     tokens: list[TokenRow] = field(default_factory=list)
+    # Ended tasks by state, since the database began.
+    ended: dict[str, int] = field(default_factory=dict)
 
 
 class Listing(Struct):
@@ -112,6 +114,7 @@ class MasterState:
         self.jobs: dict[JobId, JobRow] = {}
         self.keys: dict[bytes, KeyRow] = {}
         self.tokens: dict[str, TokenRow] = {}
+        self.ended_before = dict(past.ended)
         self.next_task_id = past.next_task_id
         self.next_job_id = past.next_job_id
         self.sessions = 0

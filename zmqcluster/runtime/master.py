@@ -60,6 +60,7 @@ FRAMES_PER_TURN: Final = 256
 # Rows collected while a commit runs. Beyond, nothing more is received: the senders wait.
 BATCH_ROWS_MAX: Final = 20_000
 TICK_MS: Final = 500
+TICK_MS_MIN: Final = 50
 # Frames a peer that does not read may have waiting here, besides its socket's own queue.
 BACKED_UP_FRAMES_MAX: Final = 256
 # Refused frames of authenticated peers become events at this rate; all are counted.
@@ -75,6 +76,8 @@ class MasterRuntime:
 
     check: refuses parameters a task type cannot run with (RequestRefused); pure and quick.
     apply: writes one Changes durably. clock_ms: cluster time to go on from.
+    tick_ms: how often the core is told the time though nothing happens; well below the heartbeat
+    interval, or the core takes each pause for a stall of its own.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class MasterRuntime:
         check: Check,
         clock: Clock,
         clock_ms: int,
-        dispatch_interval_ms: int = TICK_MS,
+        tick_ms: int = TICK_MS,
     ) -> None:
         self._core = core
         self._sockets = sockets
@@ -95,7 +98,7 @@ class MasterRuntime:
         self._check = check
         self._clock = clock
         self._offset_ms = clock_ms - clock.monotonic_ms()
-        self._tick_ms = min(dispatch_interval_ms, TICK_MS)
+        self._tick_ms = max(TICK_MS_MIN, min(tick_ms, TICK_MS))
         self._doorbell = Doorbell()
         self._mailbox = Mailbox(self._doorbell)
         self._journal = Journal(apply, self._doorbell.ring)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import random
 import secrets
+import socket
 from contextlib import ExitStack
 from typing import Final
 
@@ -123,7 +124,7 @@ class MasterNode:
             check=registry.check,
             clock=clock,
             clock_ms=past.clock_ms,
-            dispatch_interval_ms=int(config.dispatch_interval * 1000),
+            tick_ms=int(1000 * min(config.dispatch_interval, config.heartbeat_interval / 2)),
         )
         stack.callback(self.runtime.close)
         self._open_rest()
@@ -138,7 +139,7 @@ class MasterNode:
         app = create_app(
             self.backend,
             api_token=load_or_create_api_token(self.data_dir),
-            hosts=config.allowed_hosts,
+            hosts=(*config.allowed_hosts, config.master_host, socket.gethostname()),
             version=__version__,
         )
         self._rest = RestServer(app, config.rest_bind, config.master_port)
@@ -215,6 +216,12 @@ def _past(base: Database, clock: Clock) -> Past:
         rate_keys=old.rate_keys,
         keys=old.keys,
         tokens=old.tokens,
+        ended={
+            "completed": old.totals.completed,
+            "failed": old.totals.failed,
+            "cancelled": old.totals.cancelled,
+            "dead": old.totals.dead,
+        },
     )
 
 

@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
 import msgspec
-import zmq
 
 from zmqcluster import codec
+from zmqcluster.client.channel import Channel
+from zmqcluster.client.device_session import DeviceSession
+from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import (
     MasterUnreachable,
     RemoteProtocolError,
@@ -43,7 +44,14 @@ from zmqcluster.messages import (
     ToClient,
     Watch,
 )
-from zmqcluster.model import PRIORITY_DEFAULT, SUBMIT_TASKS_MAX, TaskId
+from zmqcluster.model import (
+    PRIORITY_DEFAULT,
+    SUBMIT_TASKS_MAX,
+    DeviceId,
+    DeviceState,
+    SchedulerMode,
+    TaskId,
+)
 from zmqcluster.runtime.transport import Link, PeerSockets
 from zmqcluster.security.datadir import DataDir
 from zmqcluster.security.keys import KeyPair, load_key_pair, load_public_key
@@ -93,13 +101,19 @@ class DistributionClient:
         self, master_host: str, dispatch_port: int, server_public: bytes, keys: KeyPair
     ) -> None:
         self._address = f"{master_host}:{dispatch_port}"
-        self._connect = partial(PeerSockets, master_host, dispatch_port, 0, server_public, keys)
-        self._sockets: PeerSockets | None = None
+        self._channel = Channel(
+            lambda: PeerSockets(master_host, dispatch_port, 0, server_public, keys),
+            self._on_frame,
+            self._on_link,
+        )
+        self._device: DeviceSession | None = None
+        self._data_dir: Path | None = None
+        self._dispatch_port = dispatch_port
+        self._master_host = master_host
         self._asked: dict[bytes, tuple[bytes, asyncio.Future[ToClient]]] = {}
         self._ends: dict[TaskId, asyncio.Future[TaskEnd]] = {}
         self._watched: dict[TaskId, None] = {}
         self._rewatching: asyncio.Task[None] | None = None
-        self._unsent: list[bytes] = []
         self._is_down = False
 
     @classmethod
@@ -116,7 +130,9 @@ class DistributionClient:
         )
         if keys is None or server_public is None:
             raise StartError(f"{folder} has no client key: start a master with this data_dir first")
-        return cls(master_host, dispatch_port, server_public, keys)
+        client = cls(master_host, dispatch_port, server_public, keys)
+        client._data_dir = Path(data_dir)
+        return client
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -127,22 +143,14 @@ class DistributionClient:
 
     async def connect(self) -> None:
         """Open the sockets. The master need not be there yet."""
-        if self._sockets is not None:
-            return
-        self._sockets = self._connect()
-        loop = asyncio.get_running_loop()
-        for socket in self._sockets.sockets:
-            loop.add_reader(socket.fileno(), self._on_readable)
+        self._channel.open()
 
     async def close(self) -> None:
         """Close the sockets; whoever still waits is told. Harmless when done twice."""
-        sockets, self._sockets = self._sockets, None
-        if sockets is None:
-            return
-        loop = asyncio.get_running_loop()
-        for socket in sockets.sockets:
-            loop.remove_reader(socket.fileno())
-        sockets.close(linger_ms=200)
+        device, self._device = self._device, None
+        if device is not None:
+            await device.close()
+        self._channel.close()
         if self._rewatching is not None:
             self._rewatching.cancel()
         error = MasterUnreachable("this client was closed")
@@ -243,16 +251,64 @@ class DistributionClient:
         answer = await self._ask(AskDevices(_request_id(), device_id), Answer)
         return msgspec.msgpack.decode(answer.body, type=list[DeviceView])
 
+    # --- being a device -------------------------------------------------------------------------
+
+    async def register_device(
+        self, device_id: str = "", *, name: str = "", labels: Sequence[str] = ()
+    ) -> DeviceId:
+        """Join this program as a device that runs no tasks; its id, once the master welcomed it.
+
+        device_id: empty takes the one remembered in data_dir, or a new one. Beats are sent by
+        start_heartbeat(). Raises RequestRefused when the id is live elsewhere, MasterUnreachable
+        when nobody answers.
+        """
+        if self._data_dir is None:
+            raise StartError("register_device() needs a client made by of_data_dir()")
+        if self._device is None:
+            config = ClusterConfig(
+                mode=SchedulerMode.WORKER,
+                device_id=device_id,
+                device_name=name,
+                labels=tuple(labels),
+                master_host=self._master_host,
+                master_port=self._dispatch_port - 1,
+                dispatch_port=self._dispatch_port,
+                data_dir=str(self._data_dir),
+            )
+            self._device = await DeviceSession.join(config)
+        return self._device.device_id
+
+    async def update_device_status(self, status: DeviceState) -> None:
+        """Tell the master: online, draining, or offline (which also ends the session)."""
+        device = self._registered()
+        await device.update(status)
+        if status is DeviceState.OFFLINE:
+            self._device = None
+            await device.close()
+
+    async def start_heartbeat(self) -> None:
+        """Beat at the master's interval from now on. Again: nothing happens."""
+        self._registered().start_beating()
+
+    async def stop_heartbeat(self) -> None:
+        """Stop beating; the lease ends after the device timeout. Again: nothing happens."""
+        await self._registered().stop_beating()
+
+    def _registered(self) -> DeviceSession:
+        if self._device is None:
+            raise StartError("register_device() comes first")
+        return self._device
+
     # --- asking ---------------------------------------------------------------------------------
 
     async def _ask(self, message: ClientMessage, kind: type[A]) -> A:
-        if self._sockets is None:
+        if not self._channel.is_open:
             raise MasterUnreachable("connect() first")
         frame = codec.encode(message)
         future: asyncio.Future[ToClient] = asyncio.get_running_loop().create_future()
         self._asked[message.request_id] = (frame, future)
         try:
-            self._send(frame)
+            self._channel.send(frame)
             answer = await self._answer(frame, future)
         finally:
             self._asked.pop(message.request_id, None)
@@ -270,7 +326,7 @@ class DistributionClient:
                     done, _ = await asyncio.wait([future], timeout=ASK_AGAIN_S)
                     if done:
                         return future.result()
-                    self._send(frame)
+                    self._channel.send(frame)
         raise MasterUnreachable(
             f"no answer from the master at {self._address} for {ANSWER_S:.0f} s: is it running?"
         )
@@ -290,36 +346,13 @@ class DistributionClient:
 
     # --- frames ---------------------------------------------------------------------------------
 
-    def _send(self, frame: bytes) -> None:
-        assert self._sockets is not None
-        if not self._unsent and self._sockets.send(frame):
-            # Sending may have eaten the edge that says "readable".
-            self._on_readable()
-        elif frame not in self._unsent:
-            self._unsent.append(frame)
-
-    def _on_readable(self) -> None:
-        """The descriptors are edge-triggered: read until nothing is left."""
-        sockets = self._sockets
-        if sockets is None:
-            return
-        for link in sockets.poll_monitor():
-            self._on_link(link)
-        while frames := sockets.receive(FRAMES_PER_TURN):
-            for frame in frames:
-                self._on_frame(frame)
-        while self._unsent and sockets.send(self._unsent[0]):
-            self._unsent.pop(0)
-        if sockets.dealer.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[arg-type, operator]  # stubs say bytes
-            asyncio.get_running_loop().call_soon(self._on_readable)
-
     def _on_link(self, link: Link) -> None:
         if link is Link.DISCONNECTED:
             self._is_down = True
         elif link is Link.CONNECTED and self._is_down:
             self._is_down = False
             for frame, _ in self._asked.values():
-                self._send(frame)
+                self._channel.send(frame)
             if self._watched:
                 self._rewatching = asyncio.get_running_loop().create_task(self._watch_again())
 

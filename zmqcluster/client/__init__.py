@@ -1,0 +1,10 @@
+"""The library: submit, wait and ask from an asyncio program, or be a device of the cluster."""
+
+from zmqcluster.client.distribution import (
+    DistributionClient,
+    get_async_distribution_client,
+    task,
+    unpack,
+)
+
+__all__ = ["DistributionClient", "get_async_distribution_client", "task", "unpack"]
