@@ -51,10 +51,13 @@ class TaskExecutor:
     task_type: its name on the wire, fitting TASK_TYPE_PATTERN.
     params: a msgspec.Struct whose bounds and defaults say what may be submitted; fields it does not
     have are refused whether or not the Struct itself says so.
+    tells_begin: run() itself calls context.tell_begun(), at the moment that counts for the rate
+    key: until then, no other attempt of a key with a delay starts anywhere.
     """
 
     task_type: ClassVar[str] = ""
     params: ClassVar[type[Struct]] = NoParams
+    tells_begin: ClassVar[bool] = False
 
     def setup(self, settings: ExecutorSettings) -> Any:
         """Open what all tasks of this host share; may be async. Called before the first task."""

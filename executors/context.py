@@ -89,11 +89,13 @@ class TaskContext:
         "_check",
         "_deadline",
         "_emit",
+        "_on_begun",
         "_output_bytes",
         "_rated",
         "attempt",
         "cancelled",
         "children",
+        "is_paced",
         "job_id",
         "records",
         "settings",
@@ -112,9 +114,11 @@ class TaskContext:
         settings: ExecutorSettings | None = None,
         check: Check | None = None,
         emit: Emit | None = None,
+        on_begun: Callable[[], None] | None = None,
     ) -> None:
         """check: Registry.check, to refuse a child whose parameters do not fit before it leaves.
-        emit: where progress and rate rules go at once."""
+        emit: where progress and rate rules go at once. on_begun: who waits for tell_begun(), if
+        the master does: it limits the starts of this attempt's rate key."""
         self.task_id = task_id
         self.attempt = attempt
         self.task_type = task_type
@@ -126,6 +130,8 @@ class TaskContext:
         self.records: list[Record] = []
         self._check = check
         self._emit = emit
+        self._on_begun = on_begun
+        self.is_paced = on_begun is not None
         self._deadline = time.monotonic() + timeout_ms / 1000
         self._output_bytes = 0
         self._rated: dict[str, tuple[float, RateRule]] = {}
@@ -150,6 +156,16 @@ class TaskContext:
             clamped = clamped if clamped == clamped else 0.0  # NaN
             text = note[:NAME_CHARS_MAX].encode(errors="replace").decode()
             self._emit(ProgressNote(self.task_id, self.attempt, clamped, text))
+
+    def tell_begun(self) -> None:
+        """Say that this attempt reaches what its rate key guards now; only the first call counts.
+
+        The next start of a key with a delay waits for this. The host says it just before run(),
+        unless the executor's tells_begin promises that run() does.
+        """
+        on_begun, self._on_begun = self._on_begun, None
+        if on_begun is not None:
+            on_begun()
 
     def add_child(
         self,

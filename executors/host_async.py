@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
+from functools import partial
 from typing import Any, Final, cast
 
 from executors.base import TaskExecutor
@@ -18,6 +19,7 @@ from executors.context import ExecutorSettings, TaskContext
 from executors.hostwire import (
     BATCH_BYTES,
     NOTES_MAX,
+    Began,
     Cancel,
     Close,
     Finished,
@@ -133,6 +135,7 @@ class AsyncHost(asyncio.Protocol):
             settings=self._settings,
             check=self._registry.check,
             emit=self._emit,
+            on_begun=partial(self._tell_begun, order) if order.start_within_ms else None,
         )
         live = Live(context)
         self._running[order.task_id, order.attempt] = live
@@ -156,14 +159,17 @@ class AsyncHost(asyncio.Protocol):
         try:
             if context.cancelled:
                 raise asyncio.CancelledError
+            params = self._registry.decode(order.task_type, order.data)
+            executor = self._open.get(order.task_type)
+            if executor is None:
+                executor = await self._set_up(order.task_type)
             window_ms = order.start_within_ms
+            # Looked at last: a first task waits for its executor to be opened.
             if window_ms and host_clock_ms() - sent_ms > window_ms:
                 result = returned(order, "its start window passed in a busy host")
             else:
-                params = self._registry.decode(order.task_type, order.data)
-                executor = self._open.get(order.task_type)
-                if executor is None:
-                    executor = await self._set_up(order.task_type)
+                if window_ms and not executor.tells_begin:
+                    context.tell_begun()
                 value = await executor.run(context, params)
                 result = completed(order, context, value, _us_since(started))
         # One of the three doors: whatever a task raises, SystemExit and the like too, becomes its
@@ -204,6 +210,10 @@ class AsyncHost(asyncio.Protocol):
         if not self._noting:
             self._noting = True
             self._loop.call_later(NOTES_S, self._note)
+
+    def _tell_begun(self, order: TaskOrder) -> None:
+        # The whole fleet waits for this before it touches the key again.
+        self._transport.write(frame(Began((AttemptRef(order.task_id, order.attempt),))))
 
     def _note(self) -> None:
         self._noting = False

@@ -8,12 +8,14 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from executors.base import TaskExecutor
 from executors.channel import Channel, NoteGate, call_setup
 from executors.context import ExecutorSettings, TaskContext
 from executors.hostwire import (
+    Began,
     Close,
     Finished,
     Notes,
@@ -28,7 +30,7 @@ from executors.outcome import completed, ended, returned
 from executors.proctree import child_pids
 from executors.registry import Registry
 from zmqcluster.errors import ClusterError
-from zmqcluster.messages import ProgressNote, RateRule, TaskOrder, TaskResult
+from zmqcluster.messages import AttemptRef, ProgressNote, RateRule, TaskOrder, TaskResult
 
 log = logging.getLogger("host")
 
@@ -66,9 +68,6 @@ class SyncHost:
         return 0
 
     def _run(self, order: TaskOrder, sent_ms: int) -> TaskResult:
-        window_ms = order.start_within_ms
-        if window_ms and host_clock_ms() - sent_ms > window_ms:
-            return returned(order, "its start window passed before a host was free")
         gate = NoteGate(self._emit, time.monotonic())
         context = TaskContext(
             order.task_id,
@@ -79,11 +78,18 @@ class SyncHost:
             settings=self._settings,
             check=self._registry.check,
             emit=lambda note: gate(note, time.monotonic()),
+            on_begun=partial(self._tell_begun, order) if order.start_within_ms else None,
         )
         started = time.perf_counter_ns()
         try:
             params = self._registry.decode(order.task_type, order.data)
             executor = self._open.get(order.task_type) or self._set_up(order.task_type)
+            window_ms = order.start_within_ms
+            # Looked at last: a first task waits for its executor to be opened.
+            if window_ms and host_clock_ms() - sent_ms > window_ms:
+                return returned(order, "its start window passed before a host was free")
+            if window_ms and not executor.tells_begin:
+                context.tell_begun()
             value = executor.run(context, params)
             return completed(order, context, value, (time.perf_counter_ns() - started) // 1000)
         # One of the three doors: whatever a task raises, SystemExit too, becomes its result.
@@ -126,6 +132,9 @@ class SyncHost:
             self._send(frame(Notes(progress=(note,))))
         else:
             self._send(frame(Notes(rates=(note,))))
+
+    def _tell_begun(self, order: TaskOrder) -> None:
+        self._send(frame(Began((AttemptRef(order.task_id, order.attempt),))))
 
     def _send(self, data: bytes) -> None:
         self._channel.sock.sendall(data)

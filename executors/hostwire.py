@@ -77,6 +77,12 @@ class Ready(Wire, frozen=True, tag="ready"):
     """Everything is loaded; from now on a death has to do with a task."""
 
 
+class Began(Wire, frozen=True, tag="began"):
+    """These attempts with a start window have reached what it guards, just now."""
+
+    refs: Annotated[tuple[AttemptRef, ...], Meta(max_length=NOTES_MAX)]
+
+
 class Finished(Wire, frozen=True, tag="finished"):
     """These attempts ended. last: this host takes no more, and is about to exit."""
 
@@ -154,7 +160,7 @@ class Exited(Wire, frozen=True, tag="exited"):
 
 
 ToHost = Begin | Run | Cancel | Ping | Close
-FromHost = Ready | Finished | Notes | Pong
+FromHost = Ready | Began | Finished | Notes | Pong
 ToWarden = Load | Spawn | Kill
 FromWarden = Loaded | LoadFailed | Spawned | Exited
 

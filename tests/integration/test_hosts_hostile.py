@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.host_bench import HostBench, evidence
 from tests.support.host_processes import is_alive
-from zmqcluster.messages import ProgressNote, RateRule, TaskOrder, TaskResult
+from zmqcluster.messages import ProgressNote, RateRule, Started, TaskOrder, TaskResult
 from zmqcluster.model import Outcome
 from zmqcluster.runtime import hosts
 
@@ -380,3 +380,5 @@ def test_start_window_that_passed_in_a_busy_loop_gives_the_order_back(bench: Hos
 
     assert bench.result(2).outcome is Outcome.RETURNED
     assert "start window" in bench.result(2).error
+    started = [ref.task_id for one in bench.seen if isinstance(one, Started) for ref in one.refs]
+    assert started == [1]

@@ -10,17 +10,25 @@ import sys
 import time
 from pathlib import Path
 
+import msgpack  # type: ignore[import-untyped]  # ships no types
 import psutil  # type: ignore[import-untyped]  # ships no types
 import pytest
 
 from tests.support.host_bench import HostBench
 from tests.support.host_processes import below, is_alive, wait_gone, wait_pid_in
 from zmqcluster.errors import ConfigError, StartError
-from zmqcluster.messages import Started, TaskResult, TypeOffer
+from zmqcluster.messages import RateRule, Started, TaskOrder, TaskResult, TypeOffer
 from zmqcluster.model import Outcome, Pool
 from zmqcluster.runtime import hosts, hosts_fleet
 from zmqcluster.runtime.hosts import HostPool
 from zmqcluster.runtime.hosts_settings import HostSettings
+
+
+def windowed(task_id: int, task_type: str, **data: object) -> TaskOrder:
+    """An order whose start the master waits for."""
+    body: bytes = msgpack.packb(data)
+    return TaskOrder(task_id, 1, task_type, body, 60_000, start_within_ms=60_000)
+
 
 AGENT = """
 import sys, time
@@ -160,6 +168,47 @@ def test_started_is_told_of_what_runs_and_not_of_what_has_ended() -> None:
     started = [ref.task_id for one in bench.seen if isinstance(one, Started) for ref in one.refs]
     assert started[0] == 1
     assert len(started) == len(set(started))
+
+
+@pytest.mark.parametrize("task_type", ["sleep", "sleep_sync"])
+def test_order_with_a_window_has_started_once_its_host_begins_it(task_type: str) -> None:
+    bench = HostBench(sync_slots=1)
+    bench.pool.run(windowed(1, task_type, seconds=60))
+    bench.turn(0)
+    bench.turn(0)
+    assert bench.seen == [], "its host is being started"
+
+    bench.until_started(1)
+    bench.kill(1)
+    bench.result(1)
+
+    bench.close()
+    assert [type(one) for one in bench.seen] == [Started, TaskResult]
+
+
+def test_executor_that_tells_its_begin_itself_is_believed() -> None:
+    bench = HostBench()
+    bench.pool.run(windowed(1, "h.late_begin"))
+
+    bench.result(1)
+
+    bench.close()
+    kinds = [type(one) for one in bench.seen]
+    assert kinds == [RateRule, Started, TaskResult], "the rule was told before the begin"
+
+
+def test_start_nobody_knows_of_counts_when_its_host_dies() -> None:
+    bench = HostBench()
+    bench.pool.run(windowed(1, "h.late_begin", seconds=60))
+    bench.submit(2, "h.pid")
+    bench.result(2)
+    bench.submit(3, "h.segfault")
+
+    assert bench.result(1).outcome is Outcome.RETURNED
+
+    bench.close()
+    about_1 = [one for one in bench.seen if isinstance(one, Started) and one.refs[0].task_id == 1]
+    assert len(about_1) == 1
 
 
 def test_worn_host_is_replaced_without_losing_a_task() -> None:

@@ -31,6 +31,7 @@ from zmqcluster.messages import (
     Hint,
     ResultAck,
     Results,
+    Started,
     TaskOrder,
     TaskResult,
     ToWorker,
@@ -58,6 +59,10 @@ class WorkerPromises(RuleBasedStateMachine):
         self.running: dict[Key, TaskOrder] = {}
         self.started: set[Key] = set()
         self.ended: dict[Key, TaskResult] = {}
+        self.orders: dict[Key, TaskOrder] = {}
+        # Orders with a start window: what hosts said, and what the master was told.
+        self.reported: set[Key] = set()
+        self.told: set[Key] = set()
         self.acked: set[Key] = set()
         self.seen: set[Key] = set()
         self.spooled: set[Key] = set()
@@ -66,6 +71,14 @@ class WorkerPromises(RuleBasedStateMachine):
     def feed(self, *events: WorkerEvent) -> None:
         self.worker.feed(*events)
         self.obey()
+
+    def begun(self) -> set[Key]:
+        """What runs as far as the master should know."""
+        return {
+            key
+            for key, one in self.running.items()
+            if not one.start_within_ms or key in self.reported
+        }
 
     def hear(self, message: ToWorker | Hint) -> None:
         self.feed(FromMaster(message))
@@ -82,6 +95,7 @@ class WorkerPromises(RuleBasedStateMachine):
                         tasks = {task_id for task_id, _ in self.running}
                         assert one.task_id not in tasks, "one attempt of a task at a time"
                         self.started.add(key)
+                        self.orders[key] = one
                         self.running[key] = one
                 case KillTask():
                     assert (effect.ref.task_id, effect.ref.attempt) in self.running
@@ -96,7 +110,14 @@ class WorkerPromises(RuleBasedStateMachine):
                         self.seen.add(key)
                 case SendToMaster(message=Heartbeat() as message):
                     phases = {(one.task_id, one.attempt): one.phase for one in message.inventory}
-                    assert {key for key, phase in phases.items() if phase == 1} == set(self.running)
+                    assert {key for key, phase in phases.items() if phase == 1} == self.begun()
+                    assert set(self.running) <= set(phases)
+                case SendToMaster(message=Started() as message):
+                    told = {(one.task_id, one.attempt) for one in message.refs}
+                    windows = {key for key in told if self.orders[key].start_within_ms}
+                    assert windows <= self.reported, "a start is told when its host has told it"
+                    assert not windows & self.told, "... and once"
+                    self.told |= windows
                 case StopWorker():
                     self.has_stopped = True
 
@@ -140,6 +161,16 @@ class WorkerPromises(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.seen)))
         self.acked.add(key)
         self.hear(ResultAck((ref(*key), ref(99))))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def run_begins(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        if self.running[key].start_within_ms:
+            self.reported.add(key)
+        for _ in range(2):
+            self.worker.reports(Started((ref(*key),)))
+            self.obey()
 
     @precondition(lambda self: self.running)
     @rule(

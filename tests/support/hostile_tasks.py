@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+from msgspec import Struct
+
 from executors.base import ExecutorSettings, TaskContext, TaskExecutor, task
 from zmqcluster.errors import TaskRetryable
 
@@ -44,6 +46,24 @@ def _leave_grandchild(path: str, ignore_term: bool = True) -> int:
     while not Path(path).exists():
         time.sleep(0.005)
     return int(Path(path).read_text())
+
+
+class LateBeginParams(Struct, frozen=True):
+    seconds: float = 0.0
+
+
+class LateBegin(TaskExecutor):
+    """Reports a rule, waits, and says only then that it begins."""
+
+    task_type = "h.late_begin"
+    params = LateBeginParams
+    tells_begin = True
+
+    async def run(self, context: TaskContext, params: LateBeginParams) -> None:
+        context.report_rate("site", delay_s=1)
+        await asyncio.sleep(params.seconds)
+        context.tell_begun()
+        context.tell_begun()
 
 
 @task("h.segfault")

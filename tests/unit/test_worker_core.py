@@ -25,7 +25,13 @@ from zmqcluster.core.worker_events import (
     Terminated,
 )
 from zmqcluster.core.worker_outbox import RESEND_MS, SPOOL_AFTER_MS
-from zmqcluster.core.worker_queue import ANNOUNCE_AFTER_MS, OVERDUE_GRACE_MS, SLACK
+from zmqcluster.core.worker_queue import (
+    ANNOUNCE_AFTER_MS,
+    OVERDUE_GRACE_MS,
+    QUEUED,
+    RUNNING,
+    SLACK,
+)
 from zmqcluster.messages import (
     Abort,
     Control,
@@ -182,10 +188,68 @@ def test_more_than_a_worker_holds_is_given_back_at_once(worker: WorkerBench) -> 
 # --- start windows -------------------------------------------------------------------------------
 
 
-def test_order_with_a_window_is_announced_at_once(worker: WorkerBench) -> None:
+def test_order_with_a_window_has_started_when_its_host_says_so(worker: WorkerBench) -> None:
     worker.assign(order(1, start_within_ms=500), order(2))
+    worker.advance(ANNOUNCE_AFTER_MS - 1)
+    assert worker.take_sent(Started) == []
+
+    worker.reports(Started((ref(1), ref(2), ref(3))))
+    worker.reports(Started((ref(1),)))
 
     assert worker.take_sent(Started) == [Started((ref(1),))]
+
+
+def test_what_has_not_begun_is_no_running_line_of_the_inventory(worker: WorkerBench) -> None:
+    worker.assign(order(1, start_within_ms=500), order(2, start_within_ms=500))
+    worker.reports(Started((ref(1),)))
+    worker.take_sent(Heartbeat)
+
+    worker.advance(BEAT_MS)
+
+    (beat,) = worker.take_sent(Heartbeat)
+    assert {one.task_id: one.phase for one in beat.inventory} == {1: RUNNING, 2: QUEUED}
+    assert beat.running == 2
+
+
+def test_window_that_passed_in_the_host_is_no_start(worker: WorkerBench) -> None:
+    worker.assign(order(1, start_within_ms=500))
+    worker.reports(done(1, outcome=Outcome.RETURNED))
+    worker.advance(1_000)
+
+    assert worker.take_sent(Started) == []
+
+
+def test_start_while_the_master_is_away_is_told_before_its_result(worker: WorkerBench) -> None:
+    worker.assign(order(1, start_within_ms=500))
+    worker.feed(Disconnected())
+    worker.reports(Started((ref(1),)), done(1))
+    worker.effects.clear()
+
+    worker.connect()
+
+    sent = [one.message for one in worker.take(SendToMaster)]
+    kinds = [type(one) for one in sent if isinstance(one, Started | Results)]
+    assert kinds == [Started, Results]
+
+
+def test_delay_learned_by_a_start_is_told_before_it(worker: WorkerBench) -> None:
+    worker.assign(order(1, start_within_ms=500))
+    worker.reports(Started((ref(1),)), RateRule("site", delay_ms=300))
+
+    sent = [one.message for one in worker.take(SendToMaster)]
+    assert [type(one) for one in sent] == [RateReport, Started]
+
+
+def test_lease_that_ends_takes_back_what_has_not_begun(worker: WorkerBench) -> None:
+    worker.assign(order(1, start_within_ms=500), order(2, start_within_ms=500))
+    worker.reports(Started((ref(1),)))
+    worker.feed(Disconnected())
+    worker.advance(TIMEOUT_MS - 1)
+    assert worker.take_kills() == []
+
+    worker.advance(2)
+
+    assert worker.take_kills() == [(2, 1, Outcome.RETURNED)]
 
 
 def test_short_runs_are_never_announced_and_longer_ones_once(worker: WorkerBench) -> None:

@@ -166,6 +166,8 @@ class WorkerCore:
             self._care_due_ms,
             self._leave_by_ms,
         ]
+        if self._queue.starting and self._session.holds_lease(now_ms):
+            dues.append(self._session.lease_until_ms + 1)
         if self._session.is_open:
             dues.append(self._queue.announce_due_ms())
             dues.append(self._outbox.resend_due_ms())
@@ -273,8 +275,9 @@ class WorkerCore:
             case TaskResult():
                 self._on_result(now_ms, report)
             case Started():
-                # A run begins when its slot is taken; the hosts add a millisecond at most.
-                pass
+                # Counts for runs with a start window; others begin when their slot is taken.
+                for ref in report.refs:
+                    self._queue.begin(ref.task_id, ref.attempt)
             case ProgressNote():
                 if self._queue.find(report.task_id, report.attempt) is not None:
                     self._news.note(report)
@@ -326,11 +329,23 @@ class WorkerCore:
                 return
         self._end(now_ms, TaskResult(ref.task_id, ref.attempt, Outcome.CANCELLED))
 
-    def _kill(self, now_ms: int, work: Work, effects: list[WorkerEffect]) -> None:
+    def _kill(
+        self,
+        now_ms: int,
+        work: Work,
+        effects: list[WorkerEffect],
+        outcome: Outcome = Outcome.CANCELLED,
+    ) -> None:
         self.counters.aborted += 1
-        work.kill = Outcome.CANCELLED
+        work.kill = outcome
         work.nudge_ms = now_ms + OVERDUE_GRACE_MS
-        effects.append(KillTask(work.ref, Outcome.CANCELLED))
+        effects.append(KillTask(work.ref, outcome))
+
+    def _kill_starting(self, now_ms: int, effects: list[WorkerEffect]) -> None:
+        """The lease is over: what has not reached its rate key yet must not do so any more."""
+        for work in self._queue.starting:
+            if work.kill is None:
+                self._kill(now_ms, work, effects, Outcome.RETURNED)
 
     def _on_terminated(self, now_ms: int, effects: list[WorkerEffect]) -> None:
         if self._is_stopping:
@@ -358,6 +373,8 @@ class WorkerCore:
         has_lease = session.holds_lease(now_ms)
         late = queue.take_late(now_ms, all_windows=not (has_lease and session.is_open))
         self._give_back(late, "start window missed")
+        if not has_lease:
+            self._kill_starting(now_ms, effects)
         self._care(now_ms, effects)
         # Without a lease the master may have given what waits here to somebody else.
         if has_lease and not self._is_full():
@@ -374,7 +391,7 @@ class WorkerCore:
 
     def _tell(self, now_ms: int, effects: list[WorkerEffect]) -> None:
         """Everything the master should know by now; without a session the inventory will tell."""
-        begun = self._queue.take_announced(now_ms)
+        begun = self._queue.take_announced(now_ms, is_open=self._session.is_open)
         if not self._session.is_open:
             self._news.drop_returned()
             return

@@ -60,15 +60,18 @@ class News:
         self._rules[rule.rate_key] = (now_ms, rule)
 
     def take(self, now_ms: int, begun: list[AttemptRef]) -> list[WorkerMessage]:
-        """All there is to tell now. begun: runs that began, told first."""
+        """All there is to tell now. begun: runs that began.
+
+        Rules first: a start counts by the delay that is known when it is told.
+        """
         messages: list[WorkerMessage] = []
-        if begun:
-            messages.append(Started(tuple(begun)))
         if self._rules:
             rules = [_aged(now_ms, at_ms, rule) for at_ms, rule in self._rules.values()]
             self._rules.clear()
             for first in range(0, len(rules), RATES_PER_FRAME_MAX):
                 messages.append(RateReport(tuple(rules[first : first + RATES_PER_FRAME_MAX])))
+        if begun:
+            messages.append(Started(tuple(begun)))
         for reason, refs in self._returned:
             messages.append(Returned(tuple(refs), reason))
         self._returned.clear()

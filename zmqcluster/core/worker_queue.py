@@ -31,7 +31,8 @@ SLACK: Final = 1_024
 class Work(Struct, gc=False, eq=False):
     """One attempt. since_ms: when it entered its phase. start_by_ms: 0 is "whenever".
 
-    serial: counts arrivals, for order among pools.
+    serial: counts arrivals, for order among pools. begun: it has reached what its start window
+    guards; its host says so, some time after it got a slot. Without a window both are one.
     kill: what it was asked to end as, if it was. nudge_ms: when an overdue kill is repeated.
     """
 
@@ -41,6 +42,7 @@ class Work(Struct, gc=False, eq=False):
     since_ms: int
     phase: int = QUEUED
     start_by_ms: int = 0
+    begun: bool = False
     kill: Outcome | None = None
     nudge_ms: int = 0
 
@@ -78,6 +80,8 @@ class WorkQueue:
         self._parked: dict[int, Work] = {}
         self._windows: list[tuple[int, int, int]] = []
         self._unannounced: deque[Work] = deque()
+        # Runs with a start window, in a slot: those not begun, and those to be told of at once.
+        self._starting: dict[int, Work] = {}
         self._at_once: list[AttemptRef] = []
 
     def __len__(self) -> int:
@@ -153,12 +157,26 @@ class WorkQueue:
             self._start_in(min(lanes, key=_head_serial), 1, now_ms, orders)
         return orders
 
+    def begin(self, task_id: int, attempt: int) -> None:
+        """A run with a start window began in its host. Twice, unknown or ended: nothing."""
+        work = self._starting.get(task_id)
+        if work is not None and work.order.attempt == attempt:
+            del self._starting[task_id]
+            work.begun = True
+            self._at_once.append(work.ref)
+
+    @property
+    def starting(self) -> list[Work]:
+        """Runs with a start window that have not begun, as far as their hosts have said."""
+        return list(self._starting.values())
+
     def finish(self, now_ms: int, task_id: int, attempt: int) -> Work | None:
         """A run ended; its slot is free. None: no such run, so nothing happened."""
         work = self._works.get(task_id)
         if work is None or work.phase != RUNNING or work.order.attempt != attempt:
             return None
         del self._works[task_id]
+        self._starting.pop(task_id, None)
         work.phase = DONE
         self._lanes[work.pool].running -= 1
         self.running -= 1
@@ -169,9 +187,15 @@ class WorkQueue:
                 self._enqueue(successor)
         return work
 
-    def take_announced(self, now_ms: int) -> list[AttemptRef]:
-        """Runs the master should know of by now."""
-        refs, self._at_once = self._at_once, []
+    def take_announced(self, now_ms: int, *, is_open: bool) -> list[AttemptRef]:
+        """Runs the master should know of by now. is_open: it can be told now.
+
+        While it cannot, only those with a start window are kept for it: the inventory tells of
+        what still runs, but these count even when they have ended.
+        """
+        refs: list[AttemptRef] = []
+        if is_open:
+            refs, self._at_once = self._at_once, []
         queue = self._unannounced
         while queue and (
             queue[0].phase != RUNNING or queue[0].since_ms + ANNOUNCE_AFTER_MS <= now_ms
@@ -231,14 +255,14 @@ class WorkQueue:
         return works
 
     def inventory(self, now_ms: int) -> Iterator[Held]:
-        """A line for each attempt held, running ones first."""
+        """A line for each attempt held, running ones first; what has not begun does not run."""
         works = list(self._all())
         for work in works:
-            if work.phase == RUNNING:
+            if work.begun:
                 order = work.order
                 yield Held(order.task_id, order.attempt, RUNNING, now_ms - work.since_ms)
         for work in works:
-            if work.phase == QUEUED:
+            if not work.begun:
                 yield Held(work.order.task_id, work.order.attempt, QUEUED)
 
     def window_due_ms(self) -> int | None:
@@ -278,8 +302,9 @@ class WorkQueue:
             self.running += 1
             count -= 1
             if work.start_by_ms:
-                self._at_once.append(work.ref)
+                self._starting[work.order.task_id] = work
             else:
+                work.begun = True
                 self._unannounced.append(work)
             orders.append(work.order)
 

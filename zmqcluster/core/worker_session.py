@@ -84,6 +84,10 @@ class Session:
     def is_open(self) -> bool:
         return self.link is Link.OPEN
 
+    @property
+    def lease_until_ms(self) -> int:
+        return self._lease_until_ms
+
     def holds_lease(self, now_ms: int) -> bool:
         """Is the master, as far as can be known here, still counting this device alive?"""
         return now_ms <= self._lease_until_ms

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped]  # ships no types
 
-from executors.hostwire import Finished, Notes
+from executors.hostwire import Began, Finished, Notes
 from executors.outcome import returned
 from zmqcluster.errors import ClusterError
 from zmqcluster.messages import (
@@ -133,7 +133,9 @@ class HostPool:
 
         Returns at most one Started, first, for attempts handed to a host since the last call and
         still running; then as it happened: one TaskResult for each order, ProgressNote and RateRule
-        as tasks make them. Outcome RETURNED: not this attempt's fault, run it again.
+        as tasks make them, and a Started for each attempt with a start window, when it really
+        began; it comes before the result, also when a host died and nobody knows. Outcome RETURNED:
+        not this attempt's fault, run it again.
         """
         self.flush(now_ms)
         self._fleet.poller.dispatch(now_ms)
@@ -214,7 +216,8 @@ class HostPool:
             entry = waiting.popleft()
             self._due(entry, now_ms + entry.order.timeout_ms)
             link.hand_over(entry)
-            self._started[entry.ref] = None
+            if not entry.order.start_within_ms:
+                self._started[entry.ref] = None
             self._fleet.touch(link)
 
     def _due(self, entry: Entry, due_ms: int) -> None:
@@ -226,6 +229,8 @@ class HostPool:
     def on_messages(self, link: HostLink, messages: list[Any], now_ms: int) -> None:
         for message in messages:
             match message:
+                case Began(refs=refs):
+                    self._on_began(link, refs)
                 case Finished(results=results, last=is_last):
                     for result in results:
                         self._on_result(link, result)
@@ -248,6 +253,13 @@ class HostPool:
         for kind in Kind:
             self._serve(kind, now_ms)
 
+    def _on_began(self, link: HostLink, refs: tuple[AttemptRef, ...]) -> None:
+        for ref in refs:
+            entry = link.running.get((ref.task_id, ref.attempt))
+            if entry is not None and entry.order.start_within_ms and not entry.has_begun:
+                entry.has_begun = True
+                self._reports.append(Started((ref,)))
+
     def _on_result(self, link: HostLink, result: TaskResult) -> None:
         ref = (result.task_id, result.attempt)
         entry = link.running.pop(ref, None)
@@ -255,13 +267,14 @@ class HostPool:
             self.counters["results_unknown"] += 1
             return
         link.tasks_done += 1
+        has_missed = entry.ending is None and result.outcome is Outcome.RETURNED
         if entry.ending is not None:
             result = as_ended(entry, result)
         elif result.outcome is Outcome.CANCELLED:
             result = returned(entry.order, "its host was closed")
         if link.kind is Kind.ALONE:
             self._suspects.clear(result.task_id)
-        self._settle(result)
+        self._settle(result, has_missed=has_missed)
 
     def _after_results(self, link: HostLink, is_last: bool, now_ms: int) -> None:
         is_worn = link.kind is Kind.SYNC and link.tasks_done >= self._settings.sync_tasks_max
@@ -270,11 +283,14 @@ class HostPool:
         if self._waiting[link.kind]:
             self._serve(link.kind, now_ms)
 
-    def _settle(self, result: TaskResult) -> None:
-        """The one end of an attempt."""
+    def _settle(self, result: TaskResult, *, has_missed: bool = False) -> None:
+        """The one end of an attempt. has_missed: its host says that it never began."""
         ref = (result.task_id, result.attempt)
-        del self._entries[ref]
+        entry = self._entries.pop(ref)
         self._started.pop(ref, None)
+        if result.outcome is Outcome.RETURNED and entry.may_have_begun and not has_missed:
+            # Counted as a start, for the sake of whoever its rate key protects.
+            self._reports.append(Started((AttemptRef(*ref),)))
         self._reports.append(result)
 
     # --- ending tasks ---------------------------------------------------------------------------

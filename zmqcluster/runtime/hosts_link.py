@@ -45,7 +45,8 @@ class Kind(StrEnum):
 class Entry(Struct, gc=False, eq=False):
     """One attempt in the pool's hands. due_ms: when the pool has to act on it.
 
-    ending: what it is being ended as, once it is.
+    ending: what it is being ended as, once it is. has_begun: its host said so (asked of orders with
+    a start window only).
     """
 
     order: TaskOrder
@@ -53,6 +54,13 @@ class Entry(Struct, gc=False, eq=False):
     due_ms: int = 0
     ending: Outcome | None = None
     link: HostLink | None = None
+    has_begun: bool = False
+
+    @property
+    def may_have_begun(self) -> bool:
+        """It has a start window, and nobody knows whether its host began it."""
+        is_known = self.has_begun or not self.order.start_within_ms
+        return not is_known and self.link is not None and self.link.is_ready
 
 
 class HostLink:
