@@ -52,6 +52,8 @@ POLITE_DELAY_S: Final = 1.0
 POLITE_CONCURRENCY: Final = 4
 # A 429 that does not say for how long.
 TOO_MANY_REQUESTS_S: Final = 10.0
+# Tasks handed out before the master knew of a delay wait for each other so long at most.
+UNPACED_WAIT_S: Final = 30.0
 # A limit is told to the fleet this often while pages of the origin are fetched here.
 LIMIT_REPEAT_S: Final = 60.0
 # Other origins on one page (scope domain) whose limits travel with its links.
@@ -104,6 +106,9 @@ class Crawl(TaskExecutor):
 
     task_type = TASK_TYPE
     params = CrawlParams
+    # A task begins, for its origin, with the request for its page: robots.txt comes before that,
+    # while no other task of the origin can start anywhere.
+    tells_begin = True
 
     async def setup(self, settings: ExecutorSettings) -> None:
         """Open the connection pool. Raises ConfigError for a bad egress_allow."""
@@ -125,11 +130,18 @@ class Crawl(TaskExecutor):
         """Fetch the page and return what docs/crawl.md calls its result."""
         target = canonical(params.url)
         self._visited.add(context.job_id, target.url)
-        rules = await self._rules(context, target)
+        delay_s, _ = self._limit_of(params)
+        if not context.is_paced:
+            # The master knows of no limit yet, so it should before the first request.
+            self._tell_limit(context, params, target.origin)
+        self._raise_if_far(context, target, delay_s)
+        rules = await self._rules(context, target, delay_s)
         self._tell_limit(context, params, target.origin, rules.crawl_delay_s)
         if not rules.allow(target):
             return self._kept(context, target, page_row(target, params, None, "robots"))
-        response = await self._get(context, params, target)
+        delay_s = max(delay_s, rules.crawl_delay_s)
+        self._raise_if_far(context, target, delay_s)
+        response = await self._get(context, params, target, delay_s)
         _raise_if_later(context, response)
         if response.redirect is not None:
             return self._redirected(context, params, response, response.redirect)
@@ -147,16 +159,35 @@ class Crawl(TaskExecutor):
             return self._kept(context, target, row)
         return self._read(context, params, target, row, page, rules)
 
-    async def _rules(self, context: TaskContext, target: Target) -> Rules:
+    def _raise_if_far(self, context: TaskContext, target: Target, delay_s: float) -> None:
+        """Raises TaskRetryable rather than hold a slot until the deadline for its turn."""
+        wait_s = self._fetcher.pacer.wait_s(target.origin, delay_s)
+        patience_s = context.remaining_ms() / 2000
+        if not context.is_paced:
+            patience_s = min(patience_s, UNPACED_WAIT_S)
+        if wait_s > patience_s:
+            raise TaskRetryable(f"{target.origin} is asked slowly", int(wait_s * 1000))
+
+    async def _rules(self, context: TaskContext, target: Target, delay_s: float) -> Rules:
         try:
-            return await self._robots.rules_of(target.origin)
+            return await self._robots.rules_of(target.origin, delay_s)
         except RobotsClosed as closed:
             context.report_rate(target.origin, closed_for_s=closed.for_s)
             raise TaskRetryable(str(closed), int(closed.for_s * 1000)) from None
         except EgressRefused as refused:
             raise as_task_error(target.url, refused) from None
 
-    async def _get(self, context: TaskContext, params: CrawlParams, target: Target) -> Response:
+    async def _get(
+        self, context: TaskContext, params: CrawlParams, target: Target, delay_s: float
+    ) -> Response:
+        def on_leaving() -> None:
+            if context.is_paced:
+                context.tell_begun()
+            elif delay_s:
+                # Nobody counts this start; the next one has to keep its distance all the same.
+                context.report_rate(target.origin, closed_for_s=delay_s)
+
+        watch = on_leaving if context.is_paced or delay_s else None
         left_s = context.remaining_ms() / 1000
         limits = Limits(
             headers_s=min(DEFAULT_LIMITS.headers_s, left_s),
@@ -165,7 +196,7 @@ class Crawl(TaskExecutor):
             media_bytes_max=min(params.bytes_max, DEFAULT_LIMITS.media_bytes_max),
         )
         try:
-            return await self._fetcher.get(target, limits)
+            return await self._fetcher.get(target, limits, delay_s=delay_s, on_leaving=watch)
         except (FetchFailed, EgressRefused) as error:
             raise as_task_error(target.url, error) from None
 
@@ -262,27 +293,36 @@ class Crawl(TaskExecutor):
         context.add_record(PAGES_TABLE, target.url, row)
         return row
 
-    def _tell_limit(
-        self, context: TaskContext, params: CrawlParams, origin: str, crawl_delay_s: float = 0.0
-    ) -> None:
-        """Report the origin's limit to the fleet, if it has one and was not told lately."""
+    def _limit_of(self, params: CrawlParams) -> tuple[float, int]:
+        """(delay in s, concurrency) for any origin this task meets; 0 is no limit."""
         is_open = self._fetcher.is_opened(canonical(params.url))
         delay_s, concurrency = params.delay_s, params.concurrency
         if delay_s is None:
             delay_s = 0.0 if is_open else POLITE_DELAY_S
         if concurrency is None:
             concurrency = 0 if is_open else POLITE_CONCURRENCY
+        return delay_s, concurrency
+
+    def _tell_limit(
+        self, context: TaskContext, params: CrawlParams, origin: str, crawl_delay_s: float = 0.0
+    ) -> None:
+        """Report the origin's limit to the fleet, if it has one and was not told lately."""
+        delay_s, concurrency = self._limit_of(params)
         delay_s = max(delay_s, crawl_delay_s)
         if not delay_s and not concurrency:
             return
         now = time.monotonic()
         told = self._told.get(origin)
-        if told is not None and told[:2] == (delay_s, concurrency) and now < told[2]:
+        is_told = told is not None and told[:2] == (delay_s, concurrency) and now < told[2]
+        if is_told and context.is_paced:
             return
         if len(self._told) > ORIGINS_TOLD_MAX:
             self._told.clear()
         self._told[origin] = (delay_s, concurrency, now + LIMIT_REPEAT_S)
-        context.report_rate(origin, delay_s=delay_s, concurrency=concurrency)
+        # Nobody keeps other tasks away while one runs that the master did not pace.
+        is_own = origin == canonical(params.url).origin
+        closed_for_s = delay_s if delay_s and is_own and not context.is_paced else None
+        context.report_rate(origin, delay_s, concurrency, closed_for_s)
 
 
 def scope_base(params: CrawlParams) -> str:

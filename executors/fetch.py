@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -23,6 +23,7 @@ from yarl import URL
 from executors.body import read_body
 from executors.context import ExecutorSettings
 from executors.egress import Egress, EgressRefused, GuardedResolver, guarded_socket
+from executors.pacing import Pacer
 from executors.urls import BadUrl, Target, canonical, for_request, join
 from zmqcluster.errors import TaskRejected, TaskRetryable
 
@@ -110,6 +111,9 @@ class Fetcher:
         self._user_agent = settings.user_agent
         self._resolver = GuardedResolver(self.egress, resolver)
         self._session: aiohttp.ClientSession | None = None
+        # The same client with an eye on the moment a request leaves, for those who have to know.
+        self._watched: aiohttp.ClientSession | None = None
+        self.pacer = Pacer()
 
     async def open(self) -> None:
         """Make the connection pool; connects to nobody yet."""
@@ -121,7 +125,15 @@ class Fetcher:
             resolver=self._resolver,
             socket_factory=functools.partial(guarded_socket, self.egress),
         )
-        self._session = aiohttp.ClientSession(
+        self._session = self._new_session(connector)
+        watch = aiohttp.TraceConfig()
+        watch.on_request_headers_sent.append(_on_request_leaving)
+        self._watched = self._new_session(connector, [watch])
+
+    def _new_session(
+        self, connector: aiohttp.BaseConnector, watches: list[aiohttp.TraceConfig] | None = None
+    ) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={
@@ -134,11 +146,15 @@ class Fetcher:
             auto_decompress=False,
             max_line_size=HEADER_BYTES_MAX,
             max_field_size=HEADER_BYTES_MAX,
+            trace_configs=watches,
         )
 
     async def close(self) -> None:
         """Close every connection."""
         session, self._session = self._session, None
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.detach()
         if session is not None:
             await session.close()
 
@@ -152,14 +168,42 @@ class Fetcher:
         target: Target,
         limits: Limits = DEFAULT_LIMITS,
         headers: Mapping[str, str] | None = None,
+        *,
+        delay_s: float = 0.0,
+        on_leaving: Callable[[], None] | None = None,
     ) -> Response:
         """One GET, redirects not followed.
+
+        delay_s: least time since this process's last request with a delay to this origin; waiting
+        for that does not count as time of the request. on_leaving: called when, connected, the
+        request is about to be written.
 
         Raises FetchFailed, and EgressRefused when the address is not one we connect to.
         """
         assert self._session is not None, "open() first"
+        assert self._watched is not None, "open() first"
+        if not delay_s:
+            session = self._session if on_leaving is None else self._watched
+            return await self._try(session, target, limits, headers, on_leaving)
+        async with self.pacer.turn(target.origin, delay_s) as turn:
+
+            def leave() -> None:
+                turn.left()
+                if on_leaving is not None:
+                    on_leaving()
+
+            return await self._try(self._watched, target, limits, headers, leave)
+
+    async def _try(
+        self,
+        session: aiohttp.ClientSession,
+        target: Target,
+        limits: Limits,
+        headers: Mapping[str, str] | None,
+        on_leaving: Callable[[], None] | None,
+    ) -> Response:
         try:
-            return await self._get(self._session, target, limits, headers)
+            return await self._get(session, target, limits, headers, on_leaving)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             raise _classified(error) from None
 
@@ -169,16 +213,20 @@ class Fetcher:
         limits: Limits = DEFAULT_LIMITS,
         headers: Mapping[str, str] | None = None,
         hops_max: int = REDIRECTS_MAX,
+        *,
+        delay_s: float = 0.0,
     ) -> Response:
         """A GET that goes along with up to hops_max redirects, each as carefully as the first.
 
-        headers go to the first origin only: a secret for one site is none of another's business.
+        delay_s: as for get(), for each hop. headers go to the first origin only: a secret for one
+        site is none of another's business.
         Raises FetchFailed, EgressRefused.
         """
         target = _fetchable(url)
         first = target.origin
         for _ in range(hops_max + 1):
-            response = await self.get(target, limits, headers if target.origin == first else None)
+            own = headers if target.origin == first else None
+            response = await self.get(target, limits, own, delay_s=delay_s)
             location = response.redirect
             if location is None:
                 return response
@@ -217,6 +265,7 @@ class Fetcher:
         target: Target,
         limits: Limits,
         headers: Mapping[str, str] | None,
+        on_leaving: Callable[[], None] | None,
     ) -> Response:
         began = time.monotonic()
         wall_ms = int(time.time() * 1000)
@@ -229,6 +278,7 @@ class Fetcher:
                     headers=headers,
                     allow_redirects=False,
                     timeout=_client_timeout(limits.connect_s),
+                    trace_request_ctx=on_leaving,
                 )
                 waiting_for = f"body not complete within {limits.body_s:g} s"
                 deadline.reschedule(asyncio.get_running_loop().time() + limits.body_s)
@@ -258,6 +308,13 @@ class Fetcher:
             fetched_wall_ms=wall_ms,
             elapsed_ms=int((time.monotonic() - began) * 1000),
         )
+
+
+async def _on_request_leaving(
+    _session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    """Called on a connection that stands, right before the request is written to it."""
+    context.trace_request_ctx()
 
 
 def as_task_error(url: str, error: FetchFailed | EgressRefused) -> TaskRetryable | TaskRejected:

@@ -85,8 +85,10 @@ class RobotsCache:
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
-    async def rules_of(self, origin: str) -> Rules:
+    async def rules_of(self, origin: str, delay_s: float = 0.0) -> Rules:
         """The origin's rules; many who ask at once cause one request.
+
+        delay_s: a request made for this keeps that distance to others of this process.
 
         Raises RobotsClosed, and EgressRefused when the origin's address is none of ours.
         """
@@ -94,7 +96,7 @@ class RobotsCache:
         verdict = entry.verdict
         if verdict is None or self._clock() >= entry.good_until:
             if entry.fetching is None:
-                entry.fetching = asyncio.create_task(self._refresh(origin, entry))
+                entry.fetching = asyncio.create_task(self._refresh(origin, entry, delay_s))
             # One asker's cancellation must not take the answer from the others.
             verdict = await asyncio.shield(entry.fetching)
         match verdict:
@@ -123,9 +125,9 @@ class RobotsCache:
             self._entries.move_to_end(origin)
         return entry
 
-    async def _refresh(self, origin: str, entry: _Entry) -> Verdict:
+    async def _refresh(self, origin: str, entry: _Entry, delay_s: float) -> Verdict:
         try:
-            verdict = await self._fetch(f"{origin}/robots.txt")
+            verdict = await self._fetch(f"{origin}/robots.txt", delay_s)
         finally:
             entry.fetching = None
         keep_s = KEEP_S
@@ -144,9 +146,11 @@ class RobotsCache:
         entry.good_until = self._clock() + keep_s
         return verdict
 
-    async def _fetch(self, url: str) -> Verdict:
+    async def _fetch(self, url: str, delay_s: float) -> Verdict:
         try:
-            response = await self._fetcher.follow(url, _LIMITS, hops_max=_REDIRECTS_MAX)
+            response = await self._fetcher.follow(
+                url, _LIMITS, hops_max=_REDIRECTS_MAX, delay_s=delay_s
+            )
         except EgressRefused as refused:
             return refused
         except RedirectRefused:

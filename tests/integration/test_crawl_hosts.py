@@ -17,7 +17,7 @@ from zmqcluster.messages import RateRule
 from zmqcluster.model import Outcome
 
 ROUTES: dict[str, Route] = {
-    "/robots.txt": reply("User-agent: *\nCrawl-delay: 3", Content_Type="text/plain"),
+    "/robots.txt": reply("User-agent: *\nCrawl-delay: 0.2", Content_Type="text/plain"),
     "/": "<title>Home</title><a href=/big>big</a>",
     "/big": "<title>Big</title>" + "<p>x</p>" * 20_000 + "<a href=/>home</a>",
     "/bomb": "<div>" * 200_000,
@@ -65,7 +65,7 @@ def test_crawl_works_in_a_host_and_leaves_no_process_behind(site: Site) -> None:
         assert msgpack.unpackb(big.result)["title"] == "Big"
         assert [child.unique_key for child in home.children] == [site.url("/big")]
         assert [record.key for record in home.records] == [site.url("/")]
-        assert RateRule(site.origin, delay_ms=3000, concurrency=0) in bench.seen
+        assert RateRule(site.origin, delay_ms=200, concurrency=0, closed_for_ms=200) in bench.seen
         assert (busy.outcome, busy.retry_after_ms) == (Outcome.RETRY, 9000)
         assert inside.outcome is Outcome.REJECTED
         assert "egress_allow" in inside.error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -347,15 +348,84 @@ def test_many_tasks_at_once_ask_for_robots_txt_once() -> None:
 
 def test_crawl_delay_is_told_to_the_fleet_once_in_a_while() -> None:
     async def scenario() -> None:
-        robots = reply("User-agent: *\nCrawl-delay: 2.5", Content_Type="text/plain")
+        robots = reply("User-agent: *\nCrawl-delay: 0.2", Content_Type="text/plain")
         async with web_site({"/robots.txt": robots, "/": "x"}) as site, crawl_bench() as bench:
             await bench.crawl(CrawlParams(url=site.url()))
-            assert bench.rules == [RateRule(site.origin, delay_ms=2500, concurrency=0)]
+            assert bench.rules == [RateRule(site.origin, delay_ms=200, concurrency=0)]
             await bench.crawl(CrawlParams(url=site.url()))
             assert len(bench.rules) == 1
             # A job may be slower than the site asks for, never faster.
-            await bench.crawl(CrawlParams(url=site.url(), delay_s=0.5, concurrency=2))
-            assert bench.rules[1:] == [RateRule(site.origin, delay_ms=2500, concurrency=2)]
+            await bench.crawl(CrawlParams(url=site.url(), delay_s=0.1, concurrency=2))
+            assert bench.rules[1:] == [RateRule(site.origin, delay_ms=200, concurrency=2)]
+
+    run(scenario())
+
+
+def test_robots_txt_and_pages_of_one_origin_keep_their_distance() -> None:
+    async def scenario() -> None:
+        arrivals: list[float] = []
+
+        async def note(request: web.BaseRequest) -> web.StreamResponse:
+            arrivals.append(asyncio.get_running_loop().time())
+            if request.path == "/robots.txt":
+                raise web.HTTPFound("/moved.txt")
+            body = "User-agent: *\nCrawl-delay: 0.3" if request.path == "/moved.txt" else "x"
+            return web.Response(text=body)
+
+        routes = dict.fromkeys(["/robots.txt", "/moved.txt", "/", "/2", "/3"], note)
+        async with web_site(routes) as site, crawl_bench() as bench:
+            pages = [CrawlParams(url=site.url(path), delay_s=0.2) for path in ("/", "/2", "/3")]
+            await asyncio.gather(*(bench.crawl(page) for page in pages))
+
+            gaps = [later - former for former, later in itertools.pairwise(arrivals)]
+            assert site.hits[:2] == ["/robots.txt", "/moved.txt"]
+            assert gaps[0] >= 0.19, "the delay of the task, before there are rules"
+            assert min(gaps[1:]) >= 0.29, "the site's own, as it is longer"
+
+    run(scenario())
+
+
+def test_task_begins_when_its_page_is_asked_for() -> None:
+    async def scenario() -> None:
+        begun: dict[str, int] = {}
+
+        async def note(request: web.BaseRequest) -> web.StreamResponse:
+            begun[request.path] = bench.begun
+            return web.Response(text="", headers={"Content-Type": "text/html"})
+
+        async with (
+            web_site({"/robots.txt": note, "/": note}) as site,
+            crawl_bench() as bench,
+        ):
+            await bench.crawl(CrawlParams(url=site.url(), delay_s=0.05))
+            assert begun == {"/robots.txt": 0, "/": 1}
+            # Without a delay, too: the master may only count.
+            await bench.crawl(CrawlParams(url=site.url()))
+            assert begun["/"] == bench.begun == 2
+
+    run(scenario())
+
+
+def test_start_that_nobody_paces_closes_the_origin_for_its_delay() -> None:
+    async def scenario() -> None:
+        async with web_site({"/": "x"}) as site, crawl_bench() as bench:
+            bench.is_paced = False
+            await bench.crawl(CrawlParams(url=site.url(), delay_s=0.1))
+
+            limit = RateRule(site.origin, delay_ms=100, concurrency=0, closed_for_ms=100)
+            closed = RateRule(site.origin, closed_for_ms=100)
+            assert bench.rules == [limit, limit, closed]
+
+    run(scenario())
+
+
+def test_task_whose_turn_is_far_off_comes_back_instead_of_waiting() -> None:
+    async def scenario() -> None:
+        async with web_site({"/": "x"}) as site, crawl_bench() as bench:
+            with pytest.raises(TaskRetryable, match="asked slowly") as raised:
+                await bench.crawl(CrawlParams(url=site.url(), delay_s=60))
+            assert 59_000 < raised.value.after_ms <= 60_000
+            assert site.hits == ["/robots.txt"]
 
     run(scenario())
 

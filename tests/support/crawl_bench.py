@@ -18,13 +18,18 @@ LOOPBACK = ExecutorSettings(egress_allow=("127.0.0.0/8",))
 
 
 class CrawlBench:
-    """One executor host's worth of `crawl`. rules: what was reported at once, in order."""
+    """One executor host's worth of `crawl`. rules: what was reported at once, in order.
+
+    is_paced: as if the master knew a limit of every origin. begun: how many tasks said they began.
+    """
 
     def __init__(self, settings: ExecutorSettings) -> None:
         self.settings = settings
         self.executor = Crawl()
         self.registry = Registry([self.executor])
         self.rules: list[RateRule] = []
+        self.is_paced = True
+        self.begun = 0
         self.context = self.new_context()
 
     def new_context(self, job_id: int = 1, timeout_ms: int = 10_000) -> TaskContext:
@@ -40,6 +45,7 @@ class CrawlBench:
             settings=self.settings,
             check=self.registry.check,
             emit=emit,
+            on_begun=self._count_begun if self.is_paced else None,
         )
         return self.context
 
@@ -65,6 +71,9 @@ class CrawlBench:
         assert isinstance(params, CrawlParams)
         assert child.unique_key == params.url
         return params
+
+    def _count_begun(self) -> None:
+        self.begun += 1
 
     @property
     def children(self) -> list[str]:
