@@ -9,8 +9,9 @@ from itertools import count
 from random import Random
 from typing import TypeVar
 
+from tests.support.core_audit import audit_live, audit_recovery, audit_store
 from tests.support.naive_store import NaiveStore
-from zmqcluster.core.effects import Action, AllowKey, DenyKey, Log, Publish, Send, Turn
+from zmqcluster.core.effects import Action, AllowKey, Changes, DenyKey, Log, Publish, Send, Turn
 from zmqcluster.core.events import (
     Committed,
     Event,
@@ -76,9 +77,11 @@ class MasterBench:
     def __init__(self, settings: Settings | None = None, seed: int = 1) -> None:
         self.settings = settings or Settings()
         self.store = NaiveStore()
-        self.now_ms = 0
+        # Cluster time is never 0: a turn stamped with it would count as empty.
+        self.now_ms = 1
         self.wall_step_ms = 0
         self.commits = True
+        self.audited_tasks_max = 300
         self.sends: list[Send] = []
         self.actions: list[Action] = []
         self._uncommitted: list[Turn] = []
@@ -112,8 +115,11 @@ class MasterBench:
         while self._uncommitted:
             turns, self._uncommitted = self._uncommitted, []
             answers: list[Event] = []
+            batch = Changes()
             for turn in turns:
-                self.store.apply(turn.changes)
+                batch.add(turn.changes)
+            self.store.apply(batch)
+            for turn in turns:
                 for action in turn.actions:
                     answer = self.store.read(action)
                     if answer is not None:
@@ -127,6 +133,9 @@ class MasterBench:
                 events = [*answers, Committed(turns[-1].number)]
                 self._uncommitted.append(self.core.handle(self.now_ms, events))
                 check(self.core.state)
+        if len(self.store.tasks) <= self.audited_tasks_max:
+            audit_store(self.store)
+            audit_live(self.core.state, self.store)
 
     def advance(self, ms: int, *, step_ms: int = 500) -> None:
         """Let time pass in steps short enough that the master does not think it stalled."""
@@ -139,6 +148,13 @@ class MasterBench:
         """Let time pass in one step, as if the process had been stopped."""
         self.now_ms += ms
         self.turn(self._tick())
+
+    def audit(self) -> None:
+        """All that can be said of the master and its store together; ends a long test well."""
+        self.commit()
+        audit_store(self.store)
+        audit_live(self.core.state, self.store)
+        audit_recovery(self.core, self.store)
 
     # --- devices --------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from zmqcluster.core.rows import (
     TokenRow,
 )
 from zmqcluster.core.state import Past
-from zmqcluster.model import DeviceId, JobId, TaskId, TaskState
+from zmqcluster.model import NO_JOB, DeviceId, JobId, TaskId, TaskState
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -64,6 +64,7 @@ class NaiveStore:
         self.events: list[EventRow] = []
         self.epoch = 0
         self.clock_ms = 0
+        self.wall_ms = 0
 
     def apply(self, changes: Changes) -> None:
         for task_id, task in changes.new_tasks.items():
@@ -87,6 +88,7 @@ class NaiveStore:
             self.submissions[submission.request_id] = submission
         self.events.extend(changes.events)
         self.clock_ms = changes.clock_ms or self.clock_ms
+        self.wall_ms = changes.wall_ms or self.wall_ms
 
     def past(self) -> Past:
         """What a master that starts now would be told; begins the next epoch."""
@@ -98,7 +100,11 @@ class NaiveStore:
             next_task_id=max(self.tasks, default=0) + 1,
             next_job_id=max(self.jobs, default=0) + 1,
             in_flight=[copy.copy(one) for one in self.tasks.values() if one.state in in_flight],
-            jobs=[copy.copy(one) for one in self.jobs.values() if one.pending or one.running],
+            jobs=[
+                copy.copy(one)
+                for one in self.jobs.values()
+                if one.pending or one.running or one.job_id == NO_JOB
+            ],
             devices=_copies(self.devices),
             rate_keys=_copies(self.rate_keys),
             keys=_copies(self.keys),
@@ -112,16 +118,17 @@ class NaiveStore:
                 rows = [
                     copy.copy(row)
                     for task_id, row in sorted(self.tasks.items())
-                    if task_id > after_id and _is_ready(row) and _lane_of(row) == lane
+                    if task_id > after_id and _is_ready(row) and lane_of(row) == lane
                 ]
                 return BacklogLoaded(lane, tuple(rows[:limit]), len(rows) > limit)
             case ListLanes(after, limit):
-                lanes = sorted({_lane_of(row) for row in self.tasks.values() if _is_ready(row)})
+                lanes = sorted({lane_of(row) for row in self.tasks.values() if _is_ready(row)})
                 lanes = [one for one in lanes if after is None or one > after]
                 return LanesListed(tuple(lanes[:limit]), len(lanes) > limit)
             case LoadDelayed(limit):
                 rows = [copy.copy(row) for row in self.tasks.values() if _is_delayed(row)]
-                rows.sort(key=lambda row: max(row.retry_at_ms, row.not_before_wall))
+                ahead_ms = self.wall_ms - self.clock_ms
+                rows.sort(key=lambda row: row.retry_at_ms or row.not_before_wall - ahead_ms)
                 return DelayedLoaded(tuple(rows[:limit]), len(rows) > limit)
             case LoadOpenTasks(job_id, after_id, limit):
                 rows = [
@@ -167,5 +174,5 @@ def _is_ready(row: TaskRow) -> bool:
     return _is_pending(row) and not row.retry_at_ms and not row.not_before_wall
 
 
-def _lane_of(row: TaskRow) -> LaneKey:
+def lane_of(row: TaskRow) -> LaneKey:
     return LaneKey(row.task_type, row.labels, row.rate_key, row.priority)

@@ -7,7 +7,7 @@ from typing import Final
 from zmqcluster.core.fleet import Device, Flight, take
 from zmqcluster.core.lifecycle import TaskCause, backoff_ms, cause_of
 from zmqcluster.core.queue import Shape
-from zmqcluster.core.rows import AssignmentRow, TaskRow
+from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.messages import Assign, TaskOrder
 from zmqcluster.model import (
@@ -68,13 +68,7 @@ class TaskDispatcher:
         state.flights[task.task_id] = flight
         take(device, flight)
         state.fleet.refresh(device)
-        state.changes.assignments[task.task_id, task.attempt] = AssignmentRow(
-            task_id=task.task_id,
-            attempt=task.attempt,
-            device_id=device.device_id,
-            epoch=state.epoch,
-            assigned_wall=task.assigned_wall,
-        )
+        state.record_open(task)
         start_within_ms = state.settings.start_within_ms if rate and rate.has_limits else 0
         order = TaskOrder(
             task.task_id,

@@ -113,6 +113,7 @@ class MasterCore:
         self._fire_timers()
         backlog.release_due(state)
         self._dispatcher.dispatch()
+        state.queue.sweep()
         backlog.ask_for_more(state)
         if state.ends:
             watching.tell_watchers(state)

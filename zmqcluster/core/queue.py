@@ -24,7 +24,7 @@ _ROW_BYTES: Final = 600
 class Shape:
     """All ready tasks of one type and label set, and the lanes that may give one now."""
 
-    __slots__ = ("key", "labels", "lanes", "rotations", "task_type")
+    __slots__ = ("gone", "key", "labels", "lanes", "rotations", "task_type")
 
     def __init__(self, task_type: str, labels: str) -> None:
         self.key = (task_type, labels)
@@ -32,6 +32,8 @@ class Shape:
         self.labels = tuple(labels.split(",")) if labels else ()
         self.rotations: tuple[deque[Lane], ...] = tuple(deque() for _ in range(PRIORITY_MAX + 1))
         self.lanes = 0
+        # Lanes that were dropped and may still be in a rotation.
+        self.gone = 0
 
 
 class Lane:
@@ -87,7 +89,10 @@ class ReadyQueue:
         # Lanes to be read: those that run dry, and first those with nothing in memory.
         self._hungry: deque[Lane] = deque()
         self._starving: deque[Lane] = deque()
-        self._where: dict[TaskId, Lane] = {}
+        # What is queued, as it was queued: a lane may hold an older row of the same task, too.
+        self._where: dict[TaskId, tuple[Lane, TaskRow]] = {}
+        # Lanes that have become empty since the last sweep.
+        self._emptied: list[Lane] = []
         self._bytes = 0
         # Tasks that refills under way may bring.
         self._reserved = 0
@@ -165,14 +170,15 @@ class ReadyQueue:
         else:
             lane.tasks.append(task)
         lane.count += 1
-        self._where[task.task_id] = lane
+        self._where[task.task_id] = (lane, task)
         self._bytes += _ROW_BYTES + len(task.task_data)
         self._rotate_in(lane)
 
     def remove(self, task: TaskRow) -> None:
         """Forget a queued task; its entry is skipped when it comes up. Unknown is fine."""
-        lane = self._where.pop(task.task_id, None)
-        if lane is not None:
+        queued = self._where.pop(task.task_id, None)
+        if queued is not None:
+            lane = queued[0]
             self._forget(task, lane)
             if len(lane.tasks) > 64 + 2 * lane.count:
                 self._drop_stale(lane)
@@ -205,6 +211,12 @@ class ReadyQueue:
     def waiting(self, rate: RateKey) -> int:
         """How many tasks in memory wait for this key."""
         return sum(lane.count for lane in rate.lanes)
+
+    def sweep(self) -> None:
+        """Drop lanes that have nothing left, so that others find room."""
+        for lane in self._emptied:
+            self._drop_if_idle(lane)
+        self._emptied.clear()
 
     def refills(self) -> Iterator[tuple[Lane, int]]:
         """Lanes that should be read from the database now, and how many tasks each may get."""
@@ -248,7 +260,7 @@ class ReadyQueue:
         lane.more = True
         while lane.count > keep:
             task = lane.tasks.pop()
-            if self._where.get(task.task_id) is lane:
+            if self._is_live(task):
                 del self._where[task.task_id]
                 gone.append(task)
                 self._forget(task, lane)
@@ -269,16 +281,21 @@ class ReadyQueue:
         while True:
             task = lane.tasks.popleft()
             # A stale entry is one whose task was removed (and perhaps queued again elsewhere).
-            if self._where.get(task.task_id) is lane:
+            if self._is_live(task):
                 del self._where[task.task_id]
                 self._forget(task, lane)
                 return task
+
+    def _is_live(self, task: TaskRow) -> bool:
+        queued = self._where.get(task.task_id)
+        return queued is not None and queued[1] is task
 
     def _forget(self, task: TaskRow, lane: Lane) -> None:
         lane.count -= 1
         self._bytes -= _ROW_BYTES + len(task.task_data)
         if not lane.count:
             lane.tasks.clear()
+            self._emptied.append(lane)
         self._note_hunger(lane)
 
     def _note_hunger(self, lane: Lane) -> None:
@@ -298,7 +315,7 @@ class ReadyQueue:
 
     def _drop_stale(self, lane: Lane) -> None:
         """Tasks taken out from the middle leave entries behind; many of them are too many."""
-        live = {one.task_id: one for one in lane.tasks if self._where.get(one.task_id) is lane}
+        live = {one.task_id: one for one in lane.tasks if self._is_live(one)}
         lane.tasks = deque(live.values())
 
     def _rotate_in(self, lane: Lane) -> None:
@@ -307,13 +324,27 @@ class ReadyQueue:
             lane.shape.rotations[lane.key.priority].append(lane)
 
     def _drop_if_idle(self, lane: Lane) -> None:
-        if lane.count or lane.more or lane.loading or lane.rotated:
+        if lane.count or lane.more or lane.loading or self.lanes.get(lane.key) is not lane:
             return
-        if self.lanes.pop(lane.key, None) is None:
-            return
+        del self.lanes[lane.key]
         if lane.rate is not None:
             del lane.rate.lanes[lane]
         self._share()
         lane.shape.lanes -= 1
         if not lane.shape.lanes:
             del self.shapes[lane.shape.key]
+        elif lane.rotated:
+            self._note_gone(lane.shape)
+
+    @staticmethod
+    def _note_gone(shape: Shape) -> None:
+        """A dropped lane is skipped when it comes up; many of them are too many."""
+        shape.gone += 1
+        if shape.gone > 64 + shape.lanes:
+            shape.gone = 0
+            for rotation in shape.rotations:
+                lanes = list(rotation)
+                rotation.clear()
+                rotation.extend(lane for lane in lanes if lane.count)
+                for lane in lanes:
+                    lane.rotated = lane.count > 0

@@ -260,7 +260,10 @@ def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
     state.queue.remove(task)
     state.delays.remove(task.task_id)
     task.retry_at_ms = 0
+    task.error = ""
+    task.started_wall = task.started_wall or state.wall_ms
     state.move(task, TaskCause.ADOPTED)
+    state.record_open(task)
     rate = state.rate(task.rate_key)
     if rate is not None:
         rate.running += 1

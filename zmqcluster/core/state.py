@@ -227,7 +227,8 @@ class MasterState:
         departures, departed = self._departures, self.departed
         while departures and departures[0][0] <= turn:
             left_turn, task_id = departures.popleft()
-            if departed[task_id][0] == left_turn:
+            left = departed.get(task_id)
+            if left is not None and left[0] == left_turn:
                 del departed[task_id]
         settling = self._settling
         while settling and settling[0][0] <= turn:
@@ -340,6 +341,17 @@ class MasterState:
             give_back(device, flight)
             self.fleet.refresh(device)
 
+    def record_open(self, task: TaskRow) -> None:
+        """The row of the task's current attempt, which is in a device's hands (again)."""
+        self._changes.assignments[task.task_id, task.attempt] = AssignmentRow(
+            task_id=task.task_id,
+            attempt=task.attempt,
+            device_id=task.device_id,
+            epoch=self.epoch,
+            assigned_wall=task.assigned_wall,
+            started_wall=task.started_wall,
+        )
+
     def record_end(self, task: TaskRow, outcome: str, run_us: int = 0, error: str = "") -> None:
         """Close the row of the task's current attempt."""
         self._changes.assignments[task.task_id, task.attempt] = AssignmentRow(
@@ -373,6 +385,10 @@ class MasterState:
         """A job with nothing open leaves memory once all that was decided about it is on disk."""
         self._idle_jobs[job.job_id] = self.turn
         self.until_committed(partial(self._forget_job, job, self.turn))
+
+    def is_idle_job(self, job_id: JobId) -> bool:
+        """Is it in memory only until what was decided about it is on disk?"""
+        return job_id in self._idle_jobs
 
     def take_key(self, key: tuple[JobId, bytes], task_id: TaskId) -> None:
         """A unique key is taken, and remembered until that is on disk, and for a while after."""
