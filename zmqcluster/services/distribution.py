@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from queue import SimpleQueue
 from types import FrameType
 from typing import Final
 
@@ -41,7 +42,9 @@ class DistributionServices:
         self._master: MasterNode | None = None
         self._worker: _WorkerService | None = None
         self._scheduler: TaskScheduler | None = None
-        self._ended = threading.Event()
+        # What wait() waits for: the number of a signal, or None when a loop ended. SimpleQueue,
+        # because a signal handler may interrupt a put and put again; a lock would hang there.
+        self._news: SimpleQueue[int | None] = SimpleQueue()
         self._problem: ClusterError | None = None
         self._lock = threading.Lock()
 
@@ -85,22 +88,26 @@ class DistributionServices:
             raise
 
     def wait(self) -> int:
-        """Until a loop ends or stop() is called. The process's exit code.
+        """Until a loop ends, a signal ends it, or stop() is called. The process's exit code.
 
         Raises what ended a loop that was not asked to end.
         """
-        self._ended.wait()
+        interrupted = False
+        while (number := self._news.get()) is not None:
+            log.info("Stopping (%s)", signal.Signals(number).name)
+            interrupted = interrupted or number == signal.SIGINT
+            if self._worker is None:
+                break
+            # Its loop ends when it has drained (the second time: at once), and this with it.
+            self._worker.stop()
         if self._problem is not None:
             raise self._problem
-        return self._worker.code if self._worker is not None else 0
+        code = self._worker.code if self._worker is not None else 0
+        return 130 if interrupted and not code else code
 
-    def stop_soon(self) -> None:
-        """Drain and end; the second time at once. Returns immediately; any thread, any signal."""
-        if self._worker is not None:
-            # Its loop ends when it has drained, and wait() with it.
-            self._worker.stop()
-        else:
-            self._ended.set()
+    def on_signal(self, number: int) -> None:
+        """Safe inside a signal handler: it only leaves word for wait()."""
+        self._news.put(number)
 
     def stop(self) -> None:
         """End everything, the worker first: its last results still find the master."""
@@ -112,12 +119,12 @@ class DistributionServices:
             if self._master is not None:
                 self._master.close()
             self._master = self._scheduler = None
-            self._ended.set()
+            self._news.put(None)
 
     def _on_end(self, error: ClusterError | None) -> None:
         if error is not None and self._problem is None:
             self._problem = error
-        self._ended.set()
+        self._news.put(None)
 
 
 class _WorkerService:
@@ -182,7 +189,7 @@ def run(config: ClusterConfig) -> int:
     node = "master" if config.mode is SchedulerMode.MASTER else config.mode.value
     log.info("Starting %s node...", node)
     services = DistributionServices(config)
-    interrupted = _on_signals(services)
+    _take_signals(services)
     try:
         services.start()
         code = services.wait()
@@ -192,20 +199,19 @@ def run(config: ClusterConfig) -> int:
     finally:
         services.stop()
     log.info("%s node stopped", node.capitalize())
-    return 130 if interrupted.is_set() and code == 0 else code
+    return code
 
 
-def _on_signals(services: DistributionServices) -> threading.Event:
-    """SIGTERM and SIGINT drain; the second one stops at once. Set after a SIGINT."""
-    interrupted = threading.Event()
+def _take_signals(services: DistributionServices) -> None:
+    """SIGTERM and SIGINT drain; the second one stops at once.
 
-    def stop(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            interrupted.set()
-        log.info("Stopping (%s)", signal.Signals(number).name)
-        services.stop_soon()
+    A handler runs between any two bytecodes of the main thread, perhaps inside the logger's lock:
+    so it logs nothing and takes no lock.
+    """
+
+    def leave_word(number: int, _: FrameType | None) -> None:
+        services.on_signal(number)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-    return interrupted
+        signal.signal(signal.SIGTERM, leave_word)
+        signal.signal(signal.SIGINT, leave_word)
