@@ -196,7 +196,9 @@ class Crawl(TaskExecutor):
             media_bytes_max=min(params.bytes_max, DEFAULT_LIMITS.media_bytes_max),
         )
         try:
-            return await self._fetcher.get(target, limits, delay_s=delay_s, on_leaving=watch)
+            return await self._fetcher.get(
+                target, limits, delay_s=delay_s or None, on_leaving=watch
+            )
         except (FetchFailed, EgressRefused) as error:
             raise as_task_error(target.url, error) from None
 

@@ -169,20 +169,20 @@ class Fetcher:
         limits: Limits = DEFAULT_LIMITS,
         headers: Mapping[str, str] | None = None,
         *,
-        delay_s: float = 0.0,
+        delay_s: float | None = None,
         on_leaving: Callable[[], None] | None = None,
     ) -> Response:
         """One GET, redirects not followed.
 
-        delay_s: least time since this process's last request with a delay to this origin; waiting
-        for that does not count as time of the request. on_leaving: called when, connected, the
-        request is about to be written.
+        delay_s: least time since this process's last request to this origin that had one, if only
+        0; None takes no part in that. The wait does not count as time of the request.
+        on_leaving: called when, connected, the request is about to be written.
 
         Raises FetchFailed, and EgressRefused when the address is not one we connect to.
         """
         assert self._session is not None, "open() first"
         assert self._watched is not None, "open() first"
-        if not delay_s:
+        if delay_s is None:
             session = self._session if on_leaving is None else self._watched
             return await self._try(session, target, limits, headers, on_leaving)
         async with self.pacer.turn(target.origin, delay_s) as turn:
@@ -214,7 +214,7 @@ class Fetcher:
         headers: Mapping[str, str] | None = None,
         hops_max: int = REDIRECTS_MAX,
         *,
-        delay_s: float = 0.0,
+        delay_s: float | None = None,
     ) -> Response:
         """A GET that goes along with up to hops_max redirects, each as carefully as the first.
 

@@ -2,7 +2,7 @@
 
 The master spaces the tasks of an origin over the whole fleet; this spaces the requests within one
 task (robots.txt, then the page), and those of tasks that were handed out before the master knew of
-the delay. Only requests with a delay wait and are remembered.
+the delay. Requests that are never spaced do not take part.
 """
 
 from __future__ import annotations

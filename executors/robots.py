@@ -88,7 +88,8 @@ class RobotsCache:
     async def rules_of(self, origin: str, delay_s: float = 0.0) -> Rules:
         """The origin's rules; many who ask at once cause one request.
 
-        delay_s: a request made for this keeps that distance to others of this process.
+        delay_s: a request made for this keeps that distance to others of this process, and those
+        with a delay keep theirs to it.
 
         Raises RobotsClosed, and EgressRefused when the origin's address is none of ours.
         """
