@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from zmqcluster.codec import decode_inbound, encode
+from zmqcluster.config import ClusterConfig
 from zmqcluster.core.worker_identity import ENDED_REMEMBERED, Memory
 from zmqcluster.messages import Heartbeat, Hello
-from zmqcluster.model import NAME_CHARS_MAX, DeviceId, Role
+from zmqcluster.model import NAME_CHARS_MAX, DeviceId, Role, SchedulerMode
 from zmqcluster.runtime.clock import ManualClock, SystemClock
 from zmqcluster.runtime.device_manager import DeviceManager
+from zmqcluster.runtime.worker import host_settings
+from zmqcluster.security.datadir import DataDir
 
 DEVICE_ID = DeviceId("worker-1700000000-0badcafe")
 
@@ -22,6 +25,15 @@ def test_friendly_name_is_made_of_host_and_id_unless_given() -> None:
     assert DeviceManager(DEVICE_ID).name.endswith("-cafe")
     assert DeviceManager(DEVICE_ID, "attic").name == "attic"
     assert len(DeviceManager(DEVICE_ID, "x" * 500).name) == NAME_CHARS_MAX
+
+
+def test_sources_are_the_clusters_and_data_is_the_workers_own(tmp_path: Path) -> None:
+    config = ClusterConfig(mode=SchedulerMode.WORKER, data_dir=str(tmp_path))
+    with DataDir(tmp_path).take_worker_folder() as folder:
+        chosen = host_settings(config, folder, DEVICE_ID).executor
+
+        assert chosen.sources_dir == str(tmp_path / "sources")
+        assert chosen.data_dir == str(folder.path) != str(tmp_path)
 
 
 def test_capabilities_and_samples_pass_the_wire(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 from msgspec import structs
@@ -172,6 +173,7 @@ def host_settings(config: ClusterConfig, folder: WorkerFolder, device_id: Device
             egress_allow=config.egress_allow,
             contact=config.contact,
             data_dir=str(folder.path),
+            sources_dir=str(Path(config.data_dir).absolute() / "sources"),
             device_id=device_id,
             version=VERSION,
         ),
