@@ -240,6 +240,19 @@ def test_delay_learned_by_a_start_is_told_before_it(worker: WorkerBench) -> None
     assert [type(one) for one in sent] == [RateReport, Started]
 
 
+def test_worker_that_stops_at_once_counts_what_may_have_begun(worker: WorkerBench) -> None:
+    worker.assign(order(1, start_within_ms=500), order(2, start_within_ms=500))
+    worker.reports(Started((ref(1),)))
+    worker.effects.clear()
+
+    worker.feed(Terminated(), Terminated())
+
+    sent = [one.message for one in worker.take(SendToMaster)]
+    kinds = [one for one in sent if isinstance(one, Started | Goodbye)]
+    assert kinds == [Started((ref(2),)), Goodbye("stopped at once")]
+    assert worker.take_kills() == [(2, 1, Outcome.RETURNED)]
+
+
 def test_lease_that_ends_takes_back_what_has_not_begun(worker: WorkerBench) -> None:
     worker.assign(order(1, start_within_ms=500), order(2, start_within_ms=500))
     worker.reports(Started((ref(1),)))

@@ -443,7 +443,12 @@ class WorkerCore:
         if self.kept:
             line = f"{self.kept} unacknowledged results are kept on disk for the next start"
             effects.append(Say("warning", line))
+        starting = self._queue.starting
+        effects.extend(KillTask(work.ref, Outcome.RETURNED) for work in starting)
         if self._session.is_open:
+            if starting:
+                # Nobody will know whether they began before they were gone.
+                effects.append(SendToMaster(Started(tuple(work.ref for work in starting))))
             effects.append(SendToMaster(Goodbye(text)))
         effects.append(StopWorker(code, text))
         self.is_stopped = True
