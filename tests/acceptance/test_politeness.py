@@ -21,10 +21,11 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 PAGES = 25
 LINKS = 4
 DELAY_S = 0.3
+# Longer than a restart takes.
+LONG_S = 3.0
+LONG_MS = 3_000
 # Between a request's leaving and its noted arrival lie the loops of host and site.
 JITTER_S = 0.02
-
-Make = Callable[..., Cluster]
 
 
 class Origin:
@@ -105,9 +106,24 @@ def origin() -> Iterator[Origin]:
     site.close()
 
 
-def crawl(cluster: Cluster, origin: Origin, rule: RateRule | None, **parameters: float) -> None:
-    """Submit the first page, with what is known of the origin so far."""
-    url = f"{origin.url}/p0"
+@pytest.fixture
+def cluster(make_cluster: Callable[..., Cluster]) -> Iterator[Cluster]:
+    cluster = make_cluster(egress_allow=["127.0.0.0/8"])
+    yield cluster
+    # In good order, each would wait for its delays first.
+    for node in cluster.nodes:
+        node.kill()
+
+
+def crawl(
+    cluster: Cluster,
+    origin: Origin,
+    rule: RateRule | None,
+    path: str = "/p0",
+    **parameters: float,
+) -> None:
+    """Submit one page to begin with, and what is known of the origin so far."""
+    url = origin.url + path
 
     async def work(client: DistributionClient) -> None:
         seed = task("crawl", {"url": url, **parameters}, unique_key=url, rate_key=origin.url)
@@ -139,9 +155,8 @@ def wait_until_done(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("whose", ["job", "site"])
 def test_requests_keep_their_distance_though_a_worker_and_the_master_are_killed(
-    make_cluster: Make, origin: Origin, whose: str
+    cluster: Cluster, origin: Origin, whose: str
 ) -> None:
-    cluster = make_cluster(egress_allow=["127.0.0.0/8"])
     cluster.start_master()
     cluster.start_worker()
     cluster.start_worker()
@@ -161,11 +176,75 @@ def test_requests_keep_their_distance_though_a_worker_and_the_master_are_killed(
     assert [gap for gap in origin.gaps if gap[0] < DELAY_S - JITTER_S] == []
 
 
+def test_delay_outlives_the_master_that_knew_of_the_last_request(
+    cluster: Cluster, origin: Origin
+) -> None:
+    master = cluster.start_master()
+    cluster.start_worker()
+    crawl(cluster, origin, RateRule(origin.url, delay_ms=LONG_MS), delay_s=LONG_S)
+    wait_for_pages(cluster, 1)
+
+    master.kill()
+    cluster.start_master()
+
+    wait_until(lambda: len(origin.arrivals) == 3, "the next page is asked for")
+    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/p0", "/p1"]
+    assert min(gap for gap, _, _ in origin.gaps) >= LONG_S - JITTER_S
+
+
+def test_task_on_its_way_to_its_page_keeps_others_away_across_a_restart(
+    cluster: Cluster, origin: Origin
+) -> None:
+    master = cluster.start_master()
+    cluster.start_worker()
+    cluster.start_worker()
+    for path in ("/p0", "/p9"):
+        rule = RateRule(origin.url, delay_ms=LONG_MS)
+        crawl(cluster, origin, rule, path, delay_s=LONG_S)
+    wait_until(lambda: origin.arrivals, "robots.txt is asked for")
+
+    master.kill()
+    cluster.start_master()
+
+    wait_until(lambda: len(origin.arrivals) == 3, "the other worker asks for robots.txt")
+    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/p0", "/robots.txt"]
+    assert min(gap for gap, _, _ in origin.gaps) >= LONG_S - JITTER_S
+
+
+def test_worker_killed_before_its_page_leaves_the_origin_alone_for_a_delay(
+    cluster: Cluster, origin: Origin
+) -> None:
+    cluster.start_master()
+    worker = cluster.start_worker()
+    crawl(cluster, origin, RateRule(origin.url, delay_ms=LONG_MS), delay_s=LONG_S)
+    wait_until(lambda: origin.arrivals, "robots.txt is asked for")
+
+    worker.kill()
+    cluster.start_worker()
+
+    wait_until(lambda: len(origin.arrivals) == 2, "the other worker asks for robots.txt")
+    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/robots.txt"]
+    assert origin.gaps[0][0] >= LONG_S - JITTER_S
+
+
+def test_place_of_a_killed_worker_is_free_again(cluster: Cluster, origin: Origin) -> None:
+    origin.slow_s = 0.5
+    cluster.start_master()
+    worker = cluster.start_worker()
+    crawl(cluster, origin, RateRule(origin.url, concurrency=1), concurrency=1)
+    wait_until(lambda: len(origin.arrivals) == 2, "the first page is asked for")
+
+    worker.kill()
+    cluster.start_worker()
+
+    wait_for_pages(cluster, 2)
+    assert origin.open_max == 1
+
+
 def test_requests_at_once_stay_below_the_limit_though_processes_are_killed(
-    make_cluster: Make, origin: Origin
+    cluster: Cluster, origin: Origin
 ) -> None:
     origin.slow_s = 0.25
-    cluster = make_cluster(egress_allow=["127.0.0.0/8"])
     cluster.start_master()
     cluster.start_worker()
     cluster.start_worker()
@@ -176,9 +255,8 @@ def test_requests_at_once_stay_below_the_limit_though_processes_are_killed(
     assert origin.open_max == 2
 
 
-def test_site_that_asks_for_a_pause_gets_it(make_cluster: Make, origin: Origin) -> None:
+def test_site_that_asks_for_a_pause_gets_it(cluster: Cluster, origin: Origin) -> None:
     origin.busy_once = "/p7"
-    cluster = make_cluster(egress_allow=["127.0.0.0/8"])
     cluster.start_master()
     cluster.start_worker()
     cluster.start_worker()
