@@ -137,6 +137,11 @@ class MasterBench:
             audit_store(self.store)
             audit_live(self.core.state, self.store)
 
+    def take_undone(self) -> list[Turn]:
+        """The turns that are decided and not committed; they are the caller's now."""
+        turns, self._uncommitted = self._uncommitted, []
+        return turns
+
     def advance(self, ms: int, *, step_ms: int = 500) -> None:
         """Let time pass in steps short enough that the master does not think it stalled."""
         end_ms = self.now_ms + ms

@@ -101,11 +101,8 @@ def on_delayed(state: MasterState, event: DelayedLoaded) -> None:
 
 
 def release_due(state: MasterState) -> None:
-    """Delayed tasks whose moment has come go to their lanes, while there is room."""
-    while state.queue.has_room:
-        task_id = state.delays.pop_due(state.now_ms)
-        if task_id is None:
-            return
+    """Delayed tasks whose moment has come go to their lanes; no more memory than before is used."""
+    while (task_id := state.delays.pop_due(state.now_ms)) is not None:
         state.ready(state.tasks[task_id])
 
 
@@ -118,14 +115,14 @@ def ask_for_more(state: MasterState) -> None:
             queue.take_missed()
         state.act(ListLanes(state.listing.after, _LANES_LISTED))
     _make_room(state)
+    if state.delays.needs_load(state.now_ms) and queue.has_room:
+        state.delays.asked()
+        state.act(LoadDelayed(state.settings.delayed_tasks // 2))
     if queue.is_hungry:
         for count, (lane, limit) in enumerate(queue.refills(), 1):
             state.act(LoadBacklog(lane.key, lane.cursor, limit))
             if count == _REFILLS_PER_TURN:
                 break
-    if state.delays.needs_load(state.now_ms):
-        state.delays.asked()
-        state.act(LoadDelayed(state.settings.delayed_tasks // 2))
 
 
 def on_wall_step(state: MasterState) -> None:
@@ -161,7 +158,7 @@ def _make_room(state: MasterState) -> None:
     queue = state.queue
     if queue.has_room or state.now_ms - state.shed_ms < _SHED_EVERY_MS:
         return
-    if queue.is_starving or state.delays.has_due(state.now_ms):
+    if queue.is_starving or state.delays.needs_load(state.now_ms):
         state.shed_ms = state.now_ms
         for task in queue.shed():
             state.leave(task)

@@ -67,21 +67,18 @@ class Delays:
     def next_ms(self, now_ms: int) -> int | None:
         """When something falls due, or the database must be asked; None: never, as far as known.
 
-        What is due already waits for room and not for time.
+        Once the database must be asked, that waits for room or an answer, and not for time.
         """
-        soonest = self._soonest_ms()
-        if soonest <= now_ms:
-            return None
-        if not self._is_loading:
+        heap = self._heap
+        while heap and self._due.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        soonest = heap[0][0] if heap else _NEVER_MS
+        if self.horizon_ms > now_ms:
             soonest = min(soonest, self.horizon_ms)
         return None if soonest == _NEVER_MS else soonest
 
-    def has_due(self, now_ms: int) -> bool:
-        return self._soonest_ms() <= now_ms
-
     def needs_load(self, now_ms: int) -> bool:
-        """While something due waits here for room, more of it would only be in the way."""
-        return not self._is_loading and now_ms >= self.horizon_ms and not self.has_due(now_ms)
+        return not self._is_loading and now_ms >= self.horizon_ms
 
     def asked(self) -> None:
         """The database is being read."""
@@ -97,12 +94,6 @@ class Delays:
         """The database may have others that are due from until_ms on."""
         self.horizon_ms = min(self.horizon_ms, until_ms)
         self._spilled_ms = min(self._spilled_ms, until_ms)
-
-    def _soonest_ms(self) -> int:
-        heap = self._heap
-        while heap and self._due.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
-        return heap[0][0] if heap else _NEVER_MS
 
     def _evict(self) -> None:
         """Keep the sooner half, so that a burst costs one sort and not one a task."""

@@ -86,9 +86,9 @@ class ReadyQueue:
         self.shapes: dict[tuple[str, str], Shape] = {}
         # The share of one lane in memory, when all are to have some.
         self.lane_quota = lane_tasks
-        # Lanes to be read: those that run dry, and first those with nothing in memory.
+        # Lanes to be read: those with nothing in memory, by priority, then those that run dry.
+        self._starving: tuple[deque[Lane], ...] = tuple(deque() for _ in range(PRIORITY_MAX + 1))
         self._hungry: deque[Lane] = deque()
-        self._starving: deque[Lane] = deque()
         # What is queued, as it was queued: a lane may hold an older row of the same task, too.
         self._where: dict[TaskId, tuple[Lane, TaskRow]] = {}
         # Lanes that have become empty since the last sweep.
@@ -116,12 +116,12 @@ class ReadyQueue:
 
     @property
     def is_hungry(self) -> bool:
-        return bool(self._hungry or self._starving)
+        return bool(self._hungry) or self.is_starving
 
     @property
     def is_starving(self) -> bool:
         """Some lane has tasks in the database and none in memory."""
-        return bool(self._starving)
+        return any(self._starving)
 
     def take_missed(self) -> bool:
         """Has a lane found no room since the last call?"""
@@ -221,12 +221,7 @@ class ReadyQueue:
     def refills(self) -> Iterator[tuple[Lane, int]]:
         """Lanes that should be read from the database now, and how many tasks each may get."""
         while self.is_hungry and self.has_room:
-            if self._starving:
-                lane = self._starving.popleft()
-                lane.is_starving = False
-            else:
-                lane = self._hungry.popleft()
-                lane.is_hungry = False
+            lane = self._next_to_read()
             quota = self.lane_quota
             if lane.loading or not lane.more or lane.count > quota // 2:
                 continue
@@ -244,11 +239,23 @@ class ReadyQueue:
         self._note_hunger(lane)
         self._drop_if_idle(lane)
 
+    def _next_to_read(self) -> Lane:
+        for lanes in reversed(self._starving):
+            if lanes:
+                lane = lanes.popleft()
+                lane.is_starving = False
+                return lane
+        lane = self._hungry.popleft()
+        lane.is_hungry = False
+        return lane
+
     def shed(self) -> list[TaskRow]:
         """Shorten the longest lanes: their newest tasks, returned, are left to the database."""
         lanes = [lane for lane in self.lanes.values() if lane.count > 1 and not lane.loading]
         longest = max((lane.count for lane in lanes), default=0)
-        keep = self.lane_quota if longest > self.lane_quota else longest // 2
+        # Beyond its share at once, below it by and by: whatever goes has to be read again.
+        fewer = longest - max(1, longest // 8)
+        keep = self.lane_quota if longest > self.lane_quota else fewer
         gone: list[TaskRow] = []
         for lane in lanes:
             if lane.count > keep:
@@ -304,7 +311,7 @@ class ReadyQueue:
         if not lane.count:
             if not lane.is_starving:
                 lane.is_starving = True
-                self._starving.append(lane)
+                self._starving[lane.key.priority].append(lane)
         elif not lane.is_hungry and lane.count <= self.lane_quota // 2:
             lane.is_hungry = True
             self._hungry.append(lane)

@@ -1,0 +1,366 @@
+"""Who gets a task: four strategies, labels, caps, and how far ahead short tasks are handed out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.support.master_bench import MasterBench, spec
+from zmqcluster.core import balance
+from zmqcluster.core.balance import Balancer, Course
+from zmqcluster.core.fleet import AHEAD_US_PER_SLOT, SHORT_US_MAX, Device, PoolLoad
+from zmqcluster.core.rows import DeviceRow
+from zmqcluster.core.settings import Settings
+from zmqcluster.messages import (
+    Capabilities,
+    Hello,
+    PoolOffer,
+    ResultAck,
+    SetStrategy,
+    TaskOrder,
+    TypeOffer,
+)
+from zmqcluster.model import DeviceId, Outcome, Pool, Strategy
+
+ALL = list(Strategy)
+
+
+def with_strategy(strategy: Strategy, **settings: Any) -> MasterBench:
+    return MasterBench(Settings(strategy=strategy, **settings))
+
+
+def shares(master: MasterBench, names: list[str], tasks: int) -> Counter[str]:
+    """How many of so many one-second tasks each device gets, all ending in turn."""
+    master.submit(*[spec() for _ in range(tasks)])
+    counts: Counter[str] = Counter()
+    held: list[tuple[str, TaskOrder]] = []
+    while True:
+        for name in names:
+            orders = master.orders(name)
+            counts[name] += len(orders)
+            held += [(name, one) for one in orders]
+        if not held:
+            return counts
+        name, order = held.pop(0)
+        master.ends(name, order, run_us=1_000_000)
+        master.forget(ResultAck)
+
+
+@pytest.mark.parametrize("strategy", ALL)
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_equal_devices_get_equal_shares(strategy: Strategy, is_mixed: bool) -> None:
+    master = with_strategy(strategy)
+    names = [f"d{index}" for index in range(8)]
+    for index, name in enumerate(names):
+        # Unlike labels put devices into different groups; that must not change their share.
+        labels = (f"only{index}",) if is_mixed and index < 2 else ()
+        master.device(name, slots=2, labels=labels)
+
+    counts = shares(master, names, 400)
+
+    assert sum(counts.values()) == 400
+    assert min(counts.values()) >= 30, counts
+    assert max(counts.values()) <= 75, counts
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_weighted_gives_in_proportion_to_slots(is_mixed: bool) -> None:
+    master = with_strategy(Strategy.WEIGHTED)
+    for name, slots in (("d1", 100), ("d2", 300), ("d3", 400)):
+        master.device(name, slots=slots, labels=(name,) if is_mixed else ())
+
+    master.submit(*[spec() for _ in range(80)])
+
+    counts = {name: len(master.orders(name)) for name in ("d1", "d2", "d3")}
+    assert counts == {"d1": 10, "d2": 30, "d3": 40}
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_least_tasks_fills_the_emptiest_first(is_mixed: bool) -> None:
+    master = with_strategy(Strategy.LEAST_TASKS)
+    master.device("d1", slots=4)
+    master.submit(*[spec() for _ in range(3)])
+    master.orders("d1")
+    master.device("d2", slots=4, labels=("x",) if is_mixed else ())
+
+    master.submit(*[spec() for _ in range(3)])
+
+    assert len(master.orders("d2")) == 3
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_round_robin_goes_around(is_mixed: bool) -> None:
+    master = with_strategy(Strategy.ROUND_ROBIN)
+    names = ["d1", "d2", "d3"]
+    for name in names:
+        master.device(name, slots=9, labels=(name,) if is_mixed else ())
+    seen = []
+
+    for _ in range(9):
+        master.submit()
+        seen += [name for name in names if master.orders(name)]
+
+    assert seen[:3] * 3 == seen
+    assert sorted(seen[:3]) == names
+
+
+def test_random_is_random_and_repeatable() -> None:
+    def drawn(seed: int) -> list[str]:
+        master = MasterBench(Settings(strategy=Strategy.RANDOM), seed=seed)
+        names = ["d1", "d2", "d3"]
+        for name in names:
+            master.device(name, slots=99)
+        seen = []
+        for _ in range(30):
+            master.submit()
+            seen += [name for name in names if master.orders(name)]
+        return seen
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_strategy_is_changed_in_full_flight() -> None:
+    master = with_strategy(Strategy.LEAST_TASKS)
+    master.device("d1", slots=10)
+    master.device("d2", slots=30)
+
+    for strategy in (*ALL, *ALL):
+        master.changes(SetStrategy(b"s", strategy))
+        master.submit(*[spec() for _ in range(4)])
+
+    assert len(master.orders("d1")) + len(master.orders("d2")) == 32
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_a_pick_costs_the_same_in_a_large_fleet(
+    strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(count: int) -> int:
+        """Calls into the code of the rings for 200 picks."""
+        balancer = Balancer(strategy, Pool.SYNC, Random(1), Course())
+        devices = [idle_device(f"d{index}") for index in range(count)]
+        for device in devices:
+            balancer.refresh(device)
+        looks = 0
+
+        def counted(device: Device) -> bool:
+            nonlocal looks
+            looks += 1
+            return at.in_hand < at.slots
+
+        monkeypatch.setattr(Device, "has_free_slot", lambda self, pool: counted(self))
+        for _ in range(200):
+            picked = balancer.pick_free()
+            assert picked is not None
+            at = picked.pools[Pool.SYNC]
+            at.in_hand += 1
+            balancer.refresh(picked)
+        monkeypatch.undo()
+        return looks
+
+    assert work(5_000) == work(100)
+
+
+def idle_device(name: str) -> Device:
+    device = Device(
+        DeviceRow(
+            device_id=DeviceId(name), name="", state="online", host="", platform="", cpu_count=0,
+            memory_bytes=0, addresses="[]", task_types="[]", labels="[]", slots=4, boot_id="",
+            drained=False, registered_wall=0, last_seen_wall=0,
+        )
+    )  # fmt: skip
+    device.peer = name.encode()
+    device.credit = 100
+    device.pools = {Pool.SYNC: PoolLoad(slots=4)}
+    return device
+
+
+def test_the_heap_of_loads_stays_in_proportion_to_the_fleet() -> None:
+    ring = balance.LoadRing(Pool.SYNC, Random(1), Course())
+    devices = [idle_device(f"d{index}") for index in range(10)]
+    for device in devices:
+        ring.add(device)
+
+    for index in range(5_000):
+        ring.changed(devices[index % 10])
+
+    assert len(ring._heap) <= 64 + 4 * 10 + 1
+
+
+# --- who may have it at all ---------------------------------------------------------------------
+
+
+def test_labels_must_all_be_there() -> None:
+    master = MasterBench()
+    master.device("d1", slots=9, labels=("eu", "gpu"))
+    master.device("d2", slots=9, labels=("eu",))
+    gpu = master.submit(spec(labels=("gpu", "eu"))).task_ids
+    nowhere = master.submit(spec(labels=("gpu", "us"))).task_ids
+
+    assert [one.task_id for one in master.orders("d1")] == [*gpu]
+    assert master.orders("d2") == []
+    assert master.state(nowhere[0]) == "pending"
+    master.device("d3", labels=("us", "gpu", "x"))
+    assert [one.task_id for one in master.orders("d3")] == [*nowhere]
+
+
+def test_a_device_that_comes_back_with_other_abilities_is_taken_at_its_word() -> None:
+    master = MasterBench()
+    master.device("d1", slots=9)
+    master.device("d1", slots=9, types=("other",), labels=("x",))
+
+    master.submit(spec(), spec("other", labels=("x",)))
+
+    assert [one.task_type for one in master.orders("d1")] == ["other"]
+
+
+def test_fleets_of_changing_abilities_leave_nothing_behind() -> None:
+    master = MasterBench()
+
+    for index in range(50):
+        master.device("d1", labels=(f"run{index}",))
+
+    assert len(master.core.state.fleet._groups) == 1
+
+
+def test_pools_have_slots_of_their_own() -> None:
+    master = MasterBench()
+    master.peers["d1"] = b"d1"
+    master.hears(
+        "d1",
+        Hello(
+            1,
+            "d1",
+            b"x" * 16,
+            "",
+            Capabilities(),
+            (TypeOffer("slow", Pool.SYNC), TypeOffer("quick", Pool.ASYNC)),
+            (PoolOffer(Pool.SYNC, 1), PoolOffer(Pool.ASYNC, 3)),
+            (),
+            100,
+        ),
+    )
+    master.submit(*[spec(one) for one in ("slow", "quick") for _ in range(5)])
+
+    counts = Counter(one.task_type for one in master.orders("d1"))
+
+    assert counts == {"slow": 1, "quick": 3}
+
+
+# --- how many -----------------------------------------------------------------------------------
+
+
+def teach(master: MasterBench, name: str, run_us: int) -> None:
+    """Let the master see how long a no-op takes."""
+    master.submit()
+    [order] = master.orders(name)
+    master.ends(name, order, run_us=run_us)
+    master.takes(name)
+
+
+def test_unknown_tasks_are_never_handed_out_ahead() -> None:
+    master = MasterBench()
+    master.device("d1", slots=2)
+
+    master.submit(*[spec() for _ in range(10)])
+
+    assert len(master.orders("d1")) == 2
+
+
+def test_short_tasks_are_handed_out_ahead_within_a_time() -> None:
+    master = MasterBench()
+    master.device("d1", slots=2)
+    teach(master, "d1", 10_000)
+
+    master.submit(*[spec() for _ in range(100)])
+
+    assert len(master.orders("d1")) == 2 * AHEAD_US_PER_SLOT // 10_000
+
+
+def test_very_short_tasks_are_bounded_by_the_credit() -> None:
+    master = MasterBench()
+    master.device("d1", slots=2, credit=50)
+    teach(master, "d1", 1)
+
+    master.submit(*[spec() for _ in range(100)])
+
+    assert len(master.orders("d1")) == 50
+
+
+def test_long_tasks_are_never_hoarded() -> None:
+    master = MasterBench()
+    master.device("d1", slots=2)
+    teach(master, "d1", SHORT_US_MAX + 1)
+
+    master.submit(*[spec() for _ in range(10)])
+
+    assert len(master.orders("d1")) == 2
+
+
+def test_one_long_run_ends_the_trust_at_once_and_short_ones_earn_it_back_slowly() -> None:
+    master = MasterBench()
+    master.device("d1", slots=1)
+    for _ in range(5):
+        teach(master, "d1", 100)
+    teach(master, "d1", 10_000_000)
+    master.submit(*[spec() for _ in range(10)])
+    assert len(master.orders("d1")) == 1
+
+    durations = master.core.state.fleet.durations
+    runs = 0
+    while (durations.expected_us("noop") or 0) > SHORT_US_MAX:
+        durations.observe("noop", 100)
+        runs += 1
+
+    assert runs > 20
+
+
+def test_free_slots_elsewhere_come_before_a_place_in_a_queue() -> None:
+    master = MasterBench()
+    master.device("d1", slots=1)
+    teach(master, "d1", 100)
+    master.submit(*[spec() for _ in range(3)])
+    assert len(master.orders("d1")) == 3
+    master.device("d2", slots=2)
+
+    master.submit(*[spec() for _ in range(2)])
+
+    assert len(master.orders("d2")) == 2
+
+
+@pytest.mark.parametrize("run_us", [100, 10_000_000])
+def test_no_more_in_hand_than_max_tasks_per_device(run_us: int) -> None:
+    master = MasterBench(Settings(max_tasks_per_device=3))
+    master.device("d1", slots=8)
+    teach(master, "d1", run_us)
+
+    master.submit(*[spec() for _ in range(10)])
+    first = master.orders("d1")
+    master.ends("d1", first[0], run_us=run_us)
+
+    assert len(first) == 3
+    assert len(master.orders("d1")) == 1
+
+
+def test_a_cap_that_slots_keep_anyway_does_not_forbid_going_ahead() -> None:
+    master = MasterBench(Settings(max_tasks_per_device=3))
+    master.device("d1", slots=2)
+    teach(master, "d1", 1_000)
+
+    master.submit(*[spec() for _ in range(10)])
+
+    assert len(master.orders("d1")) == 10
+
+
+def test_what_failed_is_not_what_the_next_one_will_take() -> None:
+    master = MasterBench()
+    master.device("d1")
+    master.submit(spec(max_retry_count=0))
+    [order] = master.orders("d1")
+
+    master.ends("d1", order, Outcome.FAILED, run_us=1)
+
+    assert master.core.state.fleet.durations.expected_us("noop") is None
