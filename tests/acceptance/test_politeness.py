@@ -31,14 +31,15 @@ JITTER_S = 0.02
 class Origin:
     """A site of PAGES pages in a thread of its own; notes each arrival with its time.
 
-    slow_s: what each page takes. robots: its robots.txt. busy_once: this path answers 503 with
-    Retry-After: 2 the first time.
+    slow_s: what each page takes. robots: its robots.txt; robots_moved: behind a redirect.
+    busy_once: this path answers 503 with Retry-After: 2 the first time.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.slow_s = 0.0
         self.robots = ""
+        self.robots_moved = False
         self.busy_once = ""
         self.arrivals: list[tuple[float, str]] = []
         self.open = 0
@@ -88,7 +89,9 @@ class Origin:
             self.open -= 1
 
     def _answer(self, path: str) -> web.StreamResponse:
-        if path == "/robots.txt":
+        if path == "/robots.txt" and self.robots_moved:
+            return web.Response(status=302, headers={"Location": "/moved.txt"})
+        if path in ("/robots.txt", "/moved.txt"):
             return web.Response(text=self.robots)
         if path == self.busy_once:
             self.busy_once = ""
@@ -176,25 +179,29 @@ def test_requests_keep_their_distance_though_a_worker_and_the_master_are_killed(
     assert [gap for gap in origin.gaps if gap[0] < DELAY_S - JITTER_S] == []
 
 
-def test_delay_outlives_the_master_that_knew_of_the_last_request(
+def test_delay_outlives_everybody_who_knew_of_the_last_request(
     cluster: Cluster, origin: Origin
 ) -> None:
     master = cluster.start_master()
-    cluster.start_worker()
+    worker = cluster.start_worker()
     crawl(cluster, origin, RateRule(origin.url, delay_ms=LONG_MS), delay_s=LONG_S)
     wait_for_pages(cluster, 1)
 
+    worker.kill()
     master.kill()
     cluster.start_master()
+    cluster.start_worker()
 
-    wait_until(lambda: len(origin.arrivals) == 3, "the next page is asked for")
-    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/p0", "/p1"]
+    wait_until(lambda: len(origin.arrivals) == 3, "the new worker asks for robots.txt")
+    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/p0", "/robots.txt"]
     assert min(gap for gap, _, _ in origin.gaps) >= LONG_S - JITTER_S
 
 
 def test_task_on_its_way_to_its_page_keeps_others_away_across_a_restart(
     cluster: Cluster, origin: Origin
 ) -> None:
+    # Two delays before the page: one alone is what a new master waits anyway.
+    origin.robots_moved = True
     master = cluster.start_master()
     cluster.start_worker()
     cluster.start_worker()
@@ -206,8 +213,8 @@ def test_task_on_its_way_to_its_page_keeps_others_away_across_a_restart(
     master.kill()
     cluster.start_master()
 
-    wait_until(lambda: len(origin.arrivals) == 3, "the other worker asks for robots.txt")
-    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/p0", "/robots.txt"]
+    wait_until(lambda: len(origin.arrivals) == 3, "the first page is asked for")
+    assert [path for _, path in origin.arrivals] == ["/robots.txt", "/moved.txt", "/p0"]
     assert min(gap for gap, _, _ in origin.gaps) >= LONG_S - JITTER_S
 
 
