@@ -123,7 +123,7 @@ def bench_commit(figures: Figures, rounds: int) -> None:
     for batch, count in ((BATCH, 10_000), (1, 300)):
         values = []
         for _ in range(rounds):
-            turns = [turn.changes for turn in _core_turns(count, batch) if turn.changes.clock_ms]
+            turns = [turn.changes for turn in _core_turns(count, batch) if turn.writes]
             values.append(_commit_us(turns, count))
         figures[f"commit: full, batches of {batch}"] = ("µs/task", values)
 

@@ -129,7 +129,7 @@ class MasterBench:
                     elif isinstance(action, Publish | AllowKey | DenyKey | Log):
                         self.actions.append(action)
             # What was read is handled before the next Committed.
-            if answers or any(turn.changes.clock_ms for turn in turns):
+            if answers or any(turn.writes for turn in turns):
                 events = [*answers, Committed(turns[-1].number)]
                 self._uncommitted.append(self.core.handle(self.now_ms, events))
                 check(self.core.state)

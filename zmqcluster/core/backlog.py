@@ -127,6 +127,7 @@ def ask_for_more(state: MasterState) -> None:
 
 def on_wall_step(state: MasterState) -> None:
     """Somebody set the wall clock: user schedules follow it, nothing else does."""
+    state.wall_stepped()
     scheduled = [
         task
         for task in state.tasks.values()

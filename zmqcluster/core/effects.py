@@ -121,7 +121,7 @@ class Changes(Struct):
     submissions: list[SubmissionRow] = field(default_factory=list)
     records: dict[tuple[str, str], RecordRow] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
-    # Cluster time at the end of the turn; 0: nothing to keep.
+    # Cluster and wall time at the end of the turn; 0: saved a moment ago.
     clock_ms: int = 0
     wall_ms: int = 0
     # Delete terminal tasks finished before this wall instant, a small step at a time; 0: none.
@@ -153,8 +153,12 @@ class Changes(Struct):
 
 
 class Turn(Struct):
-    """All that came of one batch of events. number: counts the turns of this master from 1."""
+    """All that came of one batch of events.
+
+    number: counts the turns of this master from 1. writes: there is something to commit.
+    """
 
     number: int
     changes: Changes
     actions: list[Action]
+    writes: bool

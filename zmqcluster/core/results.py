@@ -181,10 +181,10 @@ def _take_over(
     if outcome is not Outcome.COMPLETED:
         if outcome not in (Outcome.CANCELLED, Outcome.RETURNED):
             device.row.failed += 1
-            state.save_device(device)
+            state.tally(device)
         return
     device.row.completed += 1
-    state.save_device(device)
+    state.tally(device)
     state.fleet.durations.observe(task.task_type, result.run_us)
     if task.cancel_requested:
         return

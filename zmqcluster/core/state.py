@@ -41,6 +41,9 @@ from zmqcluster.model import NO_JOB, DeviceId, JobId, JobState, TaskId, TaskStat
 # as many. Two generations, because deleting the oldest of one dict took 20 us a key.
 _RECENT_KEYS: Final = 25_000
 
+# How often the clocks and the devices' tallies are saved; every statement of a commit is latency.
+_SAVE_EVERY_MS: Final = 1_000
+
 _COUNTED: Final[dict[TaskState, str]] = {
     TaskState.PENDING: "pending",
     TaskState.ASSIGNED: "running",
@@ -148,6 +151,9 @@ class MasterState:
         self._dirty: dict[TaskId, TaskRow] = {}
         self._dirty_jobs: dict[JobId, JobRow] = {}
         self._dirty_devices: dict[DeviceId, Device] = {}
+        self._tallied: dict[DeviceId, Device] = {}
+        self._clock_saved_ms = past.clock_ms - _SAVE_EVERY_MS
+        self._is_clock_wrong = False
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -208,12 +214,22 @@ class MasterState:
             changes.jobs[job_id] = copy.copy(job)
         for device_id, device in self._dirty_devices.items():
             changes.devices[device_id] = copy.copy(device.row)
-        if changes != _NOTHING:
+        if self.now_ms - self._clock_saved_ms >= _SAVE_EVERY_MS:
+            for device_id, device in self._tallied.items():
+                changes.devices[device_id] = copy.copy(device.row)
+            self._tallied.clear()
+        writes = self._is_clock_wrong or changes != _NOTHING
+        if writes and (
+            self._is_clock_wrong or self.now_ms - self._clock_saved_ms >= _SAVE_EVERY_MS
+        ):
+            # The pair tells a restart how long it was away; a second old, it tells the same.
+            self._is_clock_wrong = False
+            self._clock_saved_ms = self.now_ms
             changes.clock_ms = self.now_ms
             changes.wall_ms = self.wall_ms
         if self._turn_keys:
             self._age_keys()
-        turn = Turn(self.turn, changes, self._actions)
+        turn = Turn(self.turn, changes, self._actions, writes)
         self._changes, self._actions = Changes(), []
         self._new.clear()
         self._dirty.clear()
@@ -377,6 +393,14 @@ class MasterState:
 
     def save_job(self, job: JobRow) -> None:
         self._dirty_jobs[job.job_id] = job
+
+    def wall_stepped(self) -> None:
+        """The saved pair of clocks is wrong from now on: save it with this turn."""
+        self._is_clock_wrong = True
+
+    def tally(self, device: Device) -> None:
+        """A device's counts of ends changed: told to people at once, saved once in a while."""
+        self._tallied[device.device_id] = device
 
     def save_device(self, device: Device) -> None:
         self._dirty_devices[device.device_id] = device

@@ -249,8 +249,7 @@ class MasterRuntime:
         self._collect(self._core.handle(now_ms, events))
 
     def _collect(self, turn: Turn) -> None:
-        # Only a turn that changes something is stamped with the time.
-        if turn.changes.clock_ms:
+        if turn.writes:
             self._batch.add(turn.changes)
             self._is_batch_empty = False
         self._held.append((turn.number, turn.actions))
