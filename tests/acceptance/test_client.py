@@ -40,6 +40,8 @@ def test_wait_goes_on_across_a_master_killed_and_restarted(make_cluster: Make) -
     async def work(client: DistributionClient) -> list[TaskEnd]:
         ids = [await client.submit("sleep", {"seconds": 3.0}) for _ in range(3)]
         waiting = asyncio.create_task(client.wait(ids, timeout_s=40))
+        running = lambda: cluster.counts().get("running") == 3  # noqa: E731  # said once
+        await asyncio.to_thread(wait_until, running, "all three run")
         await asyncio.to_thread(master.kill)
         await asyncio.to_thread(cluster.start_master)
         return await waiting
@@ -123,3 +125,39 @@ def test_client_without_a_master_to_learn_from_says_so(make_cluster: Make) -> No
 
     with pytest.raises(StartError, match="start a master"):
         DistributionClient.of_data_dir(cluster.data_dir)
+
+
+def test_wait_after_a_retry_waits_for_the_new_end(make_cluster: Make) -> None:
+    cluster = make_cluster()
+    cluster.start_master()
+
+    async def work(client: DistributionClient) -> list[str]:
+        task_id = await client.submit("echo", {"value": 1})
+        await client.cancel([task_id])
+        seen = [(await client.wait([task_id], timeout_s=5))[0].state]
+        await client.retry([task_id])
+        await asyncio.to_thread(cluster.start_worker)
+        seen.append((await client.wait([task_id], timeout_s=10))[0].state)
+        return [str(state) for state in seen]
+
+    assert cluster.ask(work) == ["cancelled", "completed"]
+
+
+def test_end_that_got_lost_on_its_way_is_asked_for(
+    make_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zmqcluster.client.distribution.WATCH_AGAIN_S", 0.5)
+    cluster = make_cluster()
+    cluster.start_master()
+    cluster.start_worker()
+
+    async def work(client: DistributionClient) -> TaskEnd:
+        heard = client._take_ends
+        monkeypatch.setattr(client, "_take_ends", lambda message: None)
+        task_id = await client.submit("echo", {"value": 1})
+        await asyncio.to_thread(cluster.wait_state, task_id, "completed")
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(client, "_take_ends", heard)
+        return (await client.wait([task_id], timeout_s=10))[0]
+
+    assert cluster.ask(work).state is TaskState.COMPLETED

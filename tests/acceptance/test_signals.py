@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.support.cluster import Cluster, wait_until
+from zmqcluster.client import DistributionClient, task
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]
 
@@ -46,3 +48,23 @@ def test_interrupt_is_told_by_the_exit_code(make_cluster: Make) -> None:
     node.signal(signal.SIGINT)
 
     assert node.process.wait(10) == 130
+
+
+def test_master_ends_promptly_in_the_middle_of_a_large_cancel(make_cluster: Make) -> None:
+    cluster = make_cluster()
+    master = cluster.start_master()
+
+    async def work(client: DistributionClient) -> None:
+        answer = await client.submit_many([task("noop")] * 10_000, job_name="big", watch=False)
+        for _ in range(14):
+            await client.submit_many([task("noop")] * 10_000, job_id=answer.job_id, watch=False)
+        await client.cancel(job_id=answer.job_id)
+
+    cluster.ask(work)
+    began = time.monotonic()
+    master.signal(signal.SIGTERM)
+
+    assert master.process.wait(15) == 0
+    assert time.monotonic() - began < 5
+    cluster.start_master()
+    wait_until(lambda: cluster.counts() == {"cancelled": 150_000}, "the cancel goes on", 40)

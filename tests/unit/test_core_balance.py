@@ -223,7 +223,7 @@ def test_fleets_of_changing_abilities_leave_nothing_behind() -> None:
     for index in range(50):
         master.device("d1", labels=(f"run{index}",))
 
-    assert len(master.core.state.fleet._groups) == 1
+    assert len(master.core.state.fleet.groups) == 1
 
 
 def test_pools_have_slots_of_their_own() -> None:

@@ -226,6 +226,8 @@ def test_a_rule_learned_in_mid_flight_does_not_take_old_starts_for_new_ones(
     master.submit(spec(rate_key="k"))
     old = one(master, "d1")
     delayed(master, 2)
+    assert master.orders("d1") == [], "the old one may be at the origin this very moment"
+    master.advance(DELAY_MS)
     new = one(master, "d1")
 
     master.starts("d1", old)
@@ -264,3 +266,18 @@ def test_keys_without_limits_are_forgotten(master: MasterBench) -> None:
 
     assert len(master.core.state.rates) == 0
     assert len(master.core.state.queue.lanes) == 0
+
+
+def test_delayed_keys_waiting_for_a_slot_do_not_stop_handing_out_ahead(
+    master: MasterBench,
+) -> None:
+    master.device("d1", slots=2)
+    master.submit(spec())
+    master.ends("d1", one(master, "d1"), run_us=100)
+    rules = tuple(RateRule(f"slow {number}", delay_ms=60_000) for number in range(10))
+    slow = [spec(rate_key=f"slow {number}", priority=9) for number in range(10)]
+
+    master.submit(*slow, *[spec(priority=9) for _ in range(100)], rates=rules)
+
+    orders = master.orders("d1")
+    assert sum(not master.task(order.task_id).rate_key for order in orders) == 100

@@ -686,3 +686,34 @@ def test_devices_are_shown_whole(master: MasterBench) -> None:
         ("d2", 1, []),
     ]
     assert sum(one.assigned for one in views) == 1
+
+
+def test_totals_follow_a_task_through_a_second_life(master: MasterBench) -> None:
+    master.device("d1")
+    [task_id] = master.submit(spec(max_retry_count=0)).task_ids
+    master.ends("d1", master.orders("d1")[0], Outcome.FAILED, error="boom")
+    master.changes(RetryTasks(b"r", (task_id,)))
+
+    master.ends("d1", master.orders("d1")[0])
+
+    totals = master.core.state.totals
+    assert totals["completed"] == 1
+    assert totals["failed"] == 0
+
+
+def test_watching_a_job_that_does_not_exist_is_refused(master: MasterBench) -> None:
+    answer = master.asks(Watch(b"w", job_id=777))
+
+    assert isinstance(answer, Refused)
+    assert "777" in answer.problem
+
+
+def test_pruning_goes_on_at_once_while_there_is_more(master: MasterBench) -> None:
+    master.commits = False
+    assert master.turn().changes.prune_before_wall == 0
+    master.turn(Committed(master.core.state.turn, prune_more=True))
+
+    master.now_ms += 30
+    turn = master.turn()
+
+    assert turn.changes.prune_before_wall > 0

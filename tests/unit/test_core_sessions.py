@@ -556,3 +556,33 @@ def test_an_abort_is_repeated_until_it_is_obeyed(master: MasterBench) -> None:
     master.beat("d1")
 
     assert master.take("d1", HeartbeatAck).abort == ()
+
+
+def test_end_kept_by_a_device_that_comes_back_counts_and_is_not_run_again(
+    master: MasterBench,
+) -> None:
+    master.device("d1")
+    [task_id] = master.submit().task_ids
+    [order] = master.orders("d1")
+    master.loses("d1")
+    master.advance(1_000)
+
+    master.device("d1", inventory=(held(order, phase=2),))
+    again = master.orders("d1")
+    master.ends("d1", order, result=b"\x07")
+
+    assert again == []
+    assert master.task(task_id).result == b"\x07"
+    assert "result_fenced" not in master.event_kinds()
+
+
+def test_labels_nobody_asks_for_do_not_split_the_fleet(master: MasterBench) -> None:
+    for number in range(30):
+        master.device(f"d{number}", labels=(f"host=h{number}", "gpu" if number % 2 else "cpu"))
+    master.submit(spec())
+    assert len(master.core.state.fleet.groups) == 1
+
+    master.submit(spec(labels=("gpu",)))
+
+    assert len(master.core.state.fleet.groups) == 2
+    assert sum(len(master.orders(f"d{number}")) for number in range(30)) == 2

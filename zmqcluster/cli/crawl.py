@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from executors.urls import Target
 
 LOOK_EVERY_S: Final = 1.0
+# As many rate rules as one submission carries (messages.Submit).
+RATES_MAX: Final = 256
 FAILED_SHOWN: Final = 10
 SCOPES: Final = ("prefix", "host", "domain", "page")
 
@@ -112,24 +114,33 @@ def _submit(call: Call, seeds: list[Target]) -> int:
     from executors.crawl import CrawlParams
 
     params = _params(call.args)
-    tasks = []
     for seed in seeds:
         data = {"url": seed.url, "scope_base": seed.url, **params}
         try:
             msgspec.convert(data, CrawlParams)
         except msgspec.ValidationError as error:
             raise ConfigError("crawl", str(error)) from None
-        tasks.append(
-            {
-                "task_type": "crawl",
-                "task_data": data,
-                "unique_key": seed.url,
-                "rate_key": seed.origin,
-            }
-        )
-    body = {"tasks": tasks, "job_name": _job_name(seeds), "rates": _rates(call, seeds)}
-    key = secrets.token_hex(16)
-    return call.api.ask("POST", "/tasks", SubmittedView, body, key=key).job_id
+    job_id = 0
+    # A submission carries so many rates; no seed may come without the limit of its origin.
+    for start in range(0, len(seeds), RATES_MAX):
+        some = seeds[start : start + RATES_MAX]
+        body = {
+            "tasks": [_seed_task(seed, params) for seed in some],
+            "rates": _rates(call, some),
+            **({"job_id": job_id} if job_id else {"job_name": _job_name(seeds)}),
+        }
+        key = secrets.token_hex(16)
+        job_id = call.api.ask("POST", "/tasks", SubmittedView, body, key=key).job_id
+    return job_id
+
+
+def _seed_task(seed: Target, params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "task_type": "crawl",
+        "task_data": {"url": seed.url, "scope_base": seed.url, **params},
+        "unique_key": seed.url,
+        "rate_key": seed.origin,
+    }
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def _rates(call: Call, seeds: list[Target]) -> list[RateBody]:
         at_once = call.args.concurrency if call.args.concurrency is not None else at_once
         if delay is not None or at_once is not None:
             rates[seed.origin] = RateBody(seed.origin, delay_s=delay, concurrency=at_once)
-    return list(rates.values())[:256]
+    return list(rates.values())
 
 
 def _job_name(seeds: list[Target]) -> str:

@@ -60,7 +60,9 @@ from zmqcluster.views import DeviceView, OverviewView
 # Long enough for a full commit queue, short enough to notice a master that was restarted.
 ASK_AGAIN_S: Final = 2.0
 ANSWER_S: Final = 30.0
-FRAMES_PER_TURN: Final = 256
+# Silence after which wait() sets its watches anew, and the most it grows to.
+WATCH_AGAIN_S: Final = 5.0
+WATCH_AGAIN_MAX_S: Final = 60.0
 
 A = TypeVar("A", bound=ToClient)
 
@@ -94,6 +96,19 @@ def task(
     )
 
 
+class _Question:
+    """A request under way. times: how often it was sent."""
+
+    def __init__(self, frame: bytes, future: asyncio.Future[ToClient]) -> None:
+        self.frame = frame
+        self.future = future
+        self.times = 0
+
+    def is_early(self, message: ToClient) -> bool:
+        """Submit with watch: an end may come under the same id; only Submitted answers it."""
+        return isinstance(message, Finished) and b"submit" in self.frame[:16]
+
+
 class DistributionClient:
     """A connection to one master. Use it as `async with`, from one event loop."""
 
@@ -110,11 +125,12 @@ class DistributionClient:
         self._data_dir: Path | None = None
         self._dispatch_port = dispatch_port
         self._master_host = master_host
-        self._asked: dict[bytes, tuple[bytes, asyncio.Future[ToClient]]] = {}
+        self._asked: dict[bytes, _Question] = {}
         self._ends: dict[TaskId, asyncio.Future[TaskEnd]] = {}
         self._watched: dict[TaskId, None] = {}
         self._rewatching: asyncio.Task[None] | None = None
         self._is_down = False
+        self._heard = 0
 
     @classmethod
     def of_data_dir(
@@ -154,7 +170,7 @@ class DistributionClient:
         if self._rewatching is not None:
             self._rewatching.cancel()
         error = MasterUnreachable("this client was closed")
-        waiting: list[asyncio.Future[Any]] = [future for _, future in self._asked.values()]
+        waiting: list[asyncio.Future[Any]] = [one.future for one in self._asked.values()]
         waiting += self._ends.values()
         for future in waiting:
             if not future.done():
@@ -195,8 +211,10 @@ class DistributionClient:
                 "bad_request", f"{len(specs)} tasks in one batch, at most {SUBMIT_TASKS_MAX}"
             )
         message = Submit(_request_id(), tuple(specs), job_id, job_name, tuple(rates), watch)
-        answer = await self._ask(message, Submitted)
-        if watch:
+        answer, is_certain = await self._ask_once(message, Submitted)
+        if watch and is_certain:
+            # Asked more than once, the answer may come from a master that has no watch of ours:
+            # wait() then sets one.
             existing = {answer.task_ids[index] for index in answer.existing}
             for task_id in map(TaskId, answer.task_ids):
                 if task_id not in existing:
@@ -216,7 +234,8 @@ class DistributionClient:
         for start in range(0, len(unknown), SUBMIT_TASKS_MAX):
             await self._watch(unknown[start : start + SUBMIT_TASKS_MAX])
         async with asyncio.timeout(timeout_s):
-            return [await self._ends[one] for one in wanted]
+            await self._all_ended(wanted)
+        return [self._ends[one].result() for one in wanted]
 
     async def results(
         self, task_ids: Iterable[int], *, timeout_s: float | None = None
@@ -238,8 +257,10 @@ class DistributionClient:
         return await self._ask(CancelTasks(_request_id(), tuple(task_ids), job_id), Changed)
 
     async def retry(self, task_ids: Sequence[int]) -> Changed:
-        """Give failed, dead or cancelled tasks another life."""
-        return await self._ask(RetryTasks(_request_id(), tuple(task_ids)), Changed)
+        """Give failed, dead or cancelled tasks another life; wait() waits for its end."""
+        changed = await self._ask(RetryTasks(_request_id(), tuple(task_ids)), Changed)
+        self.forget(changed.task_ids)
+        return changed
 
     async def status(self) -> OverviewView:
         """The cluster at a glance."""
@@ -302,34 +323,56 @@ class DistributionClient:
     # --- asking ---------------------------------------------------------------------------------
 
     async def _ask(self, message: ClientMessage, kind: type[A]) -> A:
+        return (await self._ask_once(message, kind))[0]
+
+    async def _ask_once(self, message: ClientMessage, kind: type[A]) -> tuple[A, bool]:
+        """The answer, and whether it is the answer to the only time this was asked."""
         if not self._channel.is_open:
             raise MasterUnreachable("connect() first")
-        frame = codec.encode(message)
-        future: asyncio.Future[ToClient] = asyncio.get_running_loop().create_future()
-        self._asked[message.request_id] = (frame, future)
+        question = _Question(codec.encode(message), asyncio.get_running_loop().create_future())
+        self._asked[message.request_id] = question
         try:
-            self._channel.send(frame)
-            answer = await self._answer(frame, future)
+            self._put(question)
+            answer = await self._answer(question)
         finally:
             self._asked.pop(message.request_id, None)
         if isinstance(answer, Refused):
             raise RequestRefused(answer.code, answer.problem)
         if not isinstance(answer, kind):
             raise MasterUnreachable(f"the master answered {type(answer).__name__}")
-        return answer
+        return answer, question.times == 1
 
-    async def _answer(self, frame: bytes, future: asyncio.Future[ToClient]) -> ToClient:
+    async def _answer(self, question: _Question) -> ToClient:
         """Wait for it, asking again now and then: frames may be lost, requests never."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
                 while True:
-                    done, _ = await asyncio.wait([future], timeout=ASK_AGAIN_S)
+                    done, _ = await asyncio.wait([question.future], timeout=ASK_AGAIN_S)
                     if done:
-                        return future.result()
-                    self._channel.send(frame)
+                        return question.future.result()
+                    self._put(question)
         raise MasterUnreachable(
             f"no answer from the master at {self._address} for {ANSWER_S:.0f} s: is it running?"
         )
+
+    def _put(self, question: _Question) -> None:
+        question.times += 1
+        self._channel.send(question.frame)
+
+    async def _all_ended(self, task_ids: Sequence[TaskId]) -> None:
+        """Until these have ended. When nothing is heard for long, the watches are set anew.
+
+        A client that did not read for a while may have missed an end: the master keeps only so
+        much for it.
+        """
+        patience_s = WATCH_AGAIN_S
+        while waiting := [one for one in task_ids if not self._is_ended(one)]:
+            heard = self._heard
+            await asyncio.wait([self._ends[one] for one in waiting], timeout=patience_s)
+            if self._heard == heard:
+                patience_s = min(2 * patience_s, WATCH_AGAIN_MAX_S)
+                for start in range(0, len(waiting), SUBMIT_TASKS_MAX):
+                    await self._watch(waiting[start : start + SUBMIT_TASKS_MAX])
 
     async def _watch(self, task_ids: Sequence[TaskId]) -> None:
         message = Watch(_request_id(), tuple(task_ids))
@@ -351,8 +394,8 @@ class DistributionClient:
             self._is_down = True
         elif link is Link.CONNECTED and self._is_down:
             self._is_down = False
-            for frame, _ in self._asked.values():
-                self._channel.send(frame)
+            for question in self._asked.values():
+                self._put(question)
             if self._watched:
                 self._rewatching = asyncio.get_running_loop().create_task(self._watch_again())
 
@@ -363,12 +406,13 @@ class DistributionClient:
             return
         request_id = getattr(message, "request_id", b"")
         asked = self._asked.get(request_id)
-        if asked is not None and not asked[1].done() and not _is_early_end(message, asked[0]):
-            asked[1].set_result(message)
+        if asked is not None and not asked.future.done() and not asked.is_early(message):
+            asked.future.set_result(message)
         elif isinstance(message, Finished):
             self._take_ends(message)
 
     def _take_ends(self, message: Finished) -> None:
+        self._heard += len(message.ends)
         for end in message.ends:
             task_id = TaskId(end.task_id)
             self._watched.pop(task_id, None)
@@ -397,8 +441,3 @@ def get_async_distribution_client(
 
 def _request_id() -> bytes:
     return secrets.token_bytes(16)
-
-
-def _is_early_end(message: ToClient, asked: bytes) -> bool:
-    """Submit with watch: an end may come under the same id; only Submitted answers it."""
-    return isinstance(message, Finished) and b"submit" in asked[:16]

@@ -177,7 +177,7 @@ def on_ask_overview(state: MasterState, peer: Peer, message: AskOverview) -> Non
         devices_online=len(online),
         devices_total=len(state.fleet.devices),
         slots=sum(load.slots for one in online for load in one.pools.values()),
-        tasks=_counts(state),
+        tasks=TaskCounts(**state.totals),
         jobs_active=sum(job_id != NO_JOB for job_id in state.jobs),
         window_tasks=len(state.queue),
         expiry_held=state.now_ms < state.expiry_held_until_ms,
@@ -287,22 +287,6 @@ def _enrol_refusal(
                 "choose another --device-id, or revoke that device first",
             )
     return None
-
-
-def _counts(state: MasterState) -> TaskCounts:
-    """All tasks: open ones by their jobs, ended ones since the database began."""
-
-    def ended(name: str) -> int:
-        return state.ended_before.get(name, 0) + state.counters.get(f"tasks_{name}", 0)
-
-    return TaskCounts(
-        pending=sum(job.pending for job in state.jobs.values()),
-        running=sum(job.running for job in state.jobs.values()),
-        completed=ended("completed"),
-        failed=ended("failed"),
-        cancelled=ended("cancelled"),
-        dead=ended("dead"),
-    )
 
 
 def _rate_views(state: MasterState) -> list[RateKeyView]:

@@ -44,6 +44,7 @@ class TaskDispatcher:
             while shapes:
                 shapes = [one for one in shapes if self._dispatch_some(one, priority, blocked)]
         self._send_orders()
+        queue.take_back_aside()
 
     def assign(self, task: TaskRow, device: Device) -> None:
         """Make device the holder of a new attempt of task."""
@@ -150,13 +151,15 @@ class TaskDispatcher:
                 continue
             rate = state.rates.get(task.rate_key)
             device = state.fleet.pick(shape, free_only=rate is not None and rate.is_delayed)
-            if device is None:
-                lane = state.lane_of(task)
-                assert lane is not None, "its lane was there a moment ago"
-                state.queue.push(task, lane, first=True)
+            if device is not None:
+                self.assign(task, device)
+                continue
+            lane = state.lane_of(task)
+            assert lane is not None, "its lane was there a moment ago"
+            state.queue.push(task, lane, first=True)
+            if rate is None or not rate.is_delayed or not state.queue.set_aside(lane):
                 blocked.add(shape.key)
                 return False
-            self.assign(task, device)
         return True
 
     def _release_key(self, flight: Flight, outcome: Outcome) -> None:
@@ -164,7 +167,9 @@ class TaskDispatcher:
         rate = state.rates.get(flight.task.rate_key)
         if rate is None:
             return
-        if outcome in (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST):
+        is_unsure = outcome in (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST)
+        if is_unsure or (outcome is Outcome.RETURNED and flight.begun):
+            # A host that is being ended may still have its request open.
             within_ms = state.settings.start_within_ms
             rate.lost(state.now_ms, within_ms, was_starting=flight.is_starting)
         else:

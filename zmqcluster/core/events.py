@@ -94,9 +94,13 @@ class OpenTasksLoaded(Struct, frozen=True):
 
 
 class Committed(Struct, frozen=True):
-    """Everything decided in turns up to this one is on disk."""
+    """Everything decided in turns up to this one is on disk.
+
+    prune_more: the step of pruning among it found more than it may delete at once.
+    """
 
     turn: int
+    prune_more: bool = False
 
 
 class Tick(Struct, frozen=True):

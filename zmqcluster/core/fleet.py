@@ -162,10 +162,11 @@ class Fleet:
         self.by_peer: dict[bytes, Device] = {}
         self.durations = Durations()
         self._rng = rng
-        self._groups: dict[_Profile, dict[Pool, Balancer]] = {}
+        self.groups: dict[_Profile, dict[Pool, Balancer]] = {}
         self._profiles: dict[DeviceId, _Profile] = {}
         self._members: dict[_Profile, int] = {}
         self._course = Course()
+        self._named: dict[str, None] = {}
         self._suitable: dict[tuple[str, str], list[Balancer]] = {}
 
     def online(self) -> Iterable[Device]:
@@ -173,7 +174,20 @@ class Fleet:
 
     def set_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
-        self._groups.clear()
+        self._regroup()
+
+    def _name(self, labels: Iterable[str]) -> None:
+        """Tasks ask for these labels: from now on they tell groups of devices apart.
+
+        Labels nobody asks for (a host's own name, say) must not: each device would be a group.
+        """
+        new = [one for one in labels if one not in self._named]
+        if new:
+            self._named.update(dict.fromkeys(new))
+            self._regroup()
+
+    def _regroup(self) -> None:
+        self.groups.clear()
         self._members.clear()
         self._suitable.clear()
         self._course = Course()
@@ -184,11 +198,12 @@ class Fleet:
     def join(self, device: Device) -> None:
         """Device has a session, or offers other types, labels or slots than before."""
         self.leave(device)
-        profile: _Profile = (tuple(sorted(device.types.items())), device.labels)
+        named = tuple(one for one in device.labels if one in self._named)
+        profile: _Profile = (tuple(sorted(device.types.items())), named)
         self._profiles[device.device_id] = profile
         self._members[profile] = self._members.get(profile, 0) + 1
-        if profile not in self._groups:
-            self._groups[profile] = {
+        if profile not in self.groups:
+            self.groups[profile] = {
                 pool: Balancer(self.strategy, pool, self._rng, self._course) for pool in Pool
             }
             self._suitable.clear()
@@ -199,12 +214,12 @@ class Fleet:
         profile = self._profiles.get(device.device_id)
         if profile is None:
             return
-        for balancer in self._groups[profile].values():
+        for balancer in self.groups[profile].values():
             balancer.remove(device)
         del self._profiles[device.device_id]
         self._members[profile] -= 1
         if not self._members[profile]:
-            del self._members[profile], self._groups[profile]
+            del self._members[profile], self.groups[profile]
             self._suitable.clear()
 
     def refresh(self, device: Device) -> None:
@@ -212,7 +227,7 @@ class Fleet:
         profile = self._profiles.get(device.device_id)
         if profile is None:
             return
-        for pool, balancer in self._groups[profile].items():
+        for pool, balancer in self.groups[profile].items():
             if pool in device.pools:
                 balancer.refresh(device)
 
@@ -249,9 +264,10 @@ class Fleet:
     def _suitable_for(self, shape: Shape) -> list[Balancer]:
         found = self._suitable.get(shape.key)
         if found is None:
+            self._name(shape.labels)
             found = self._suitable[shape.key] = [
                 balancers[dict(types)[shape.task_type]]
-                for (types, labels), balancers in self._groups.items()
+                for (types, labels), balancers in self.groups.items()
                 if shape.task_type in dict(types) and all(one in labels for one in shape.labels)
             ]
         return found

@@ -129,6 +129,9 @@ def apply_rule(state: MasterState, rule: RateRule) -> None:
         return
     former = rate.row()
     if rule.delay_ms is not None:
+        if rule.delay_ms > rate.delay_ms and rate.running:
+            # What runs already may be at the origin this very moment.
+            rate.next_at_ms = max(rate.next_at_ms, state.now_ms + rule.delay_ms)
         rate.delay_ms = rule.delay_ms
     if rule.concurrency is not None:
         rate.concurrency = rule.concurrency
@@ -230,7 +233,7 @@ def _why_not_revived(state: MasterState, task: TaskRow | None, facts: Facts) -> 
         return f"it is {task.state}, not ended"
     if task.state is TaskState.COMPLETED:
         return "it is completed"
-    if _known_job(state, task.job_id, facts) is None:
+    if state.known_job(task.job_id, facts) is None:
         return "its job is gone"
     job = state.job(task.job_id)
     if job.state is JobState.CANCELLED and (job.pending or job.running):
@@ -252,7 +255,7 @@ def _revive(state: MasterState, task: TaskRow) -> None:
 
 
 def _cancel_job(state: MasterState, peer: Peer, message: CancelTasks, facts: Facts) -> None:
-    job = _known_job(state, JobId(message.job_id), facts)
+    job = state.known_job(JobId(message.job_id), facts)
     if job is None:
         problem = f"there is no job {message.job_id}"
         _refuse(state, peer, message.request_id, RefusalCode.NOT_FOUND, problem)
@@ -267,18 +270,6 @@ def _cancel_job(state: MasterState, peer: Peer, message: CancelTasks, facts: Fac
     state.send(peer, Changed(message.request_id))
 
 
-def _known_job(state: MasterState, job_id: JobId, facts: Facts) -> JobRow | None:
-    """The job, brought into memory if only the database had it."""
-    if job_id == NO_JOB:
-        return state.job(NO_JOB)
-    job = state.jobs.get(job_id)
-    if job is None and job_id in facts.jobs:
-        job = state.jobs[job_id] = facts.jobs[job_id]
-        # It had nothing open, or it would be in memory: it stays only if that changes.
-        state.forget_when_idle(job)
-    return job
-
-
 def _job_for(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> JobRow | None:
     if message.job_name:
         job_id = JobId(state.next_job_id)
@@ -287,7 +278,7 @@ def _job_for(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> J
         state.jobs[job_id] = job
         state.save_job(job)
         return job
-    known = _known_job(state, JobId(message.job_id), facts)
+    known = state.known_job(JobId(message.job_id), facts)
     if known is None:
         problem = f"there is no job {message.job_id}"
         _refuse(state, peer, message.request_id, RefusalCode.NOT_FOUND, problem)

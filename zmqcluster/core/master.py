@@ -60,6 +60,7 @@ from zmqcluster.messages import (
 from zmqcluster.model import DeviceId, JobId, TaskId
 
 _PRUNE_EVERY_MS: Final = 10_000
+_PRUNE_AGAIN_MS: Final = 25
 _PRUNE_BUSY_MS: Final = 100
 _STALL_BEATS: Final = 1
 _WALL_STEP_MS: Final = 1_000
@@ -141,8 +142,13 @@ class MasterCore:
                     tasks=self._unknown_tasks(message.task_ids),
                     jobs=self._unknown_jobs(JobId(message.job_id)),
                 )
-            case RetryTasks() | Watch():
+            case RetryTasks():
                 return Wants(tasks=self._unknown_tasks(message.task_ids))
+            case Watch():
+                return Wants(
+                    tasks=self._unknown_tasks(message.task_ids),
+                    jobs=self._unknown_jobs(JobId(message.job_id)),
+                )
             case AskExplain():
                 return Wants(tasks=self._unknown_tasks((message.task_id,)))
             case _:
@@ -163,6 +169,9 @@ class MasterCore:
                 self._on_tick(event)
             case Committed():
                 self._state.committed(event.turn)
+                if event.prune_more:
+                    state = self._state
+                    state.timers.set("prune", state.now_ms + _PRUNE_AGAIN_MS)
             case PeerLost():
                 sessions.on_peer_lost(self._state, event.peer)
                 watching.forget_watcher(self._state, event.peer)
@@ -280,6 +289,8 @@ class MasterCore:
         while (name := state.timers.pop_due(state.now_ms)) is not None:
             kind, _, rest = name.partition(" ")
             match kind:
+                case "prune":
+                    self._prune()
                 case "key":
                     reopen(state, rest)
                 case "lease":

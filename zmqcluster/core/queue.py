@@ -17,6 +17,8 @@ from zmqcluster.core.rates import RateKey
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.model import PRIORITY_MAX, TaskId
 
+# Lanes of delayed keys passed over in one turn for want of a free slot.
+_ASIDE_MAX: Final = 32
 # A task's cost to the window beside its data: the row, its strings and its place in the queue.
 _ROW_BYTES: Final = 600
 
@@ -93,6 +95,7 @@ class ReadyQueue:
         self._where: dict[TaskId, tuple[Lane, TaskRow]] = {}
         # Lanes that have become empty since the last sweep.
         self._emptied: list[Lane] = []
+        self._aside: list[Lane] = []
         self._bytes = 0
         # Tasks that refills under way may bring.
         self._reserved = 0
@@ -197,6 +200,27 @@ class ReadyQueue:
             rotation.rotate(-1)
             return task
         return None
+
+    def set_aside(self, lane: Lane) -> bool:
+        """Let the lane that was just popped from wait until take_back_aside(). False: too many.
+
+        Its key wants a free slot where others can be handed out ahead. The bound keeps a turn
+        short when a thousand such keys wait for slots.
+        """
+        if len(self._aside) == _ASIDE_MAX:
+            return False
+        rotation = lane.shape.rotations[lane.key.priority]
+        assert rotation[-1] is lane, "a lane goes to the end when it is popped from"
+        rotation.pop()
+        lane.rotated = False
+        self._aside.append(lane)
+        return True
+
+    def take_back_aside(self) -> None:
+        """The turn is over: lanes set aside take part again, in their old order."""
+        for lane in self._aside:
+            self._rotate_in(lane)
+        self._aside.clear()
 
     def reopen(self, rate: RateKey) -> None:
         """A rate key may have opened: its lanes take part again."""

@@ -252,7 +252,7 @@ def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
         or task.state is not TaskState.PENDING
         or task.attempt != held.attempt
         or task.device_id != device.device_id
-        or held.phase != RUNNING
+        or held.phase == QUEUED
         or task.task_type not in device.types
         or state.job(task.job_id).state is JobState.CANCELLED
     ):

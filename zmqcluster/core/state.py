@@ -17,7 +17,7 @@ from msgspec import Struct, field
 
 from zmqcluster.core.delays import Delays
 from zmqcluster.core.effects import Action, Changes, Log, Send, Turn
-from zmqcluster.core.events import LaneKey, Peer
+from zmqcluster.core.events import Facts, LaneKey, Peer
 from zmqcluster.core.fleet import Device, Fleet, Flight, give_back
 from zmqcluster.core.lifecycle import TaskCause, advance
 from zmqcluster.core.queue import Lane, ReadyQueue
@@ -68,8 +68,8 @@ class Past(Struct):
     rate_keys: list[RateKeyRow] = field(default_factory=list)
     keys: list[KeyRow] = field(default_factory=list)
     tokens: list[TokenRow] = field(default_factory=list)
-    # Ended tasks by state, since the database began.
-    ended: dict[str, int] = field(default_factory=dict)
+    # All tasks by state since the database began, pruned ones too; names as in JobRow.
+    totals: dict[str, int] = field(default_factory=dict)
 
 
 class Listing(Struct):
@@ -117,7 +117,7 @@ class MasterState:
         self.jobs: dict[JobId, JobRow] = {}
         self.keys: dict[bytes, KeyRow] = {}
         self.tokens: dict[str, TokenRow] = {}
-        self.ended_before = dict(past.ended)
+        self.totals = dict.fromkeys(_COUNTED.values(), 0) | past.totals
         self.next_task_id = past.next_task_id
         self.next_job_id = past.next_job_id
         self.sessions = 0
@@ -131,7 +131,8 @@ class MasterState:
         self.counters: dict[str, int] = {}
         self.task_watchers: dict[TaskId, dict[Watcher, None]] = {}
         self.job_watchers: dict[JobId, dict[Watcher, None]] = {}
-        self.watching: set[Peer] = set()
+        # What each client watches, so that its leaving costs no more than that.
+        self.watching: dict[Peer, dict[TaskId, None]] = {}
         self.ends: dict[Watcher, list[TaskEnd]] = {}
         # Tasks that left memory, with the turn in which they did: a read may show an older row.
         self.departed: dict[TaskId, tuple[int, TaskRow]] = {}
@@ -391,6 +392,17 @@ class MasterState:
             self.jobs[NO_JOB] = JobRow(NO_JOB, "", JobState.ACTIVE, self.wall_ms)
         return self.jobs[job_id]
 
+    def known_job(self, job_id: JobId, facts: Facts) -> JobRow | None:
+        """The job, brought into memory if only the database had it; None: there is none."""
+        if job_id == NO_JOB:
+            return self.job(NO_JOB)
+        job = self.jobs.get(job_id)
+        if job is None and job_id in facts.jobs:
+            job = self.jobs[job_id] = facts.jobs[job_id]
+            # It had nothing open, or it would be in memory: it stays only if that changes.
+            self.forget_when_idle(job)
+        return job
+
     def save_job(self, job: JobRow) -> None:
         self._dirty_jobs[job.job_id] = job
 
@@ -439,8 +451,10 @@ class MasterState:
         if former is not None:
             name = _COUNTED[former]
             setattr(job, name, getattr(job, name) - 1)
+            self.totals[name] -= 1
         name = _COUNTED[task.state]
         setattr(job, name, getattr(job, name) + 1)
+        self.totals[name] += 1
         self._dirty_jobs[job.job_id] = job
         if job.job_id == NO_JOB:
             return
@@ -461,12 +475,15 @@ class MasterState:
         del self._idle_jobs[job.job_id]
         if not job.pending and not job.running:
             self.jobs.pop(job.job_id, None)
+            self.job_watchers.pop(job.job_id, None)
 
     def _retire(self, task: TaskRow) -> None:
         task.finished_wall = self.wall_ms
         self.leave(task)
         self.count(f"tasks_{task.state}")
         watchers = self.task_watchers.pop(task.task_id, None)
+        for watcher in watchers or ():
+            self.watching[watcher.peer].pop(task.task_id, None)
         of_job = self.job_watchers.get(task.job_id) if self.job_watchers else None
         if watchers or of_job:
             end = TaskEnd(task.task_id, task.state, task.result, task.error, task.attempt)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 from zmqcluster.core.events import Facts, Peer
 from zmqcluster.core.state import MasterState, Watcher
-from zmqcluster.messages import Finished, TaskEnd, Watch
-from zmqcluster.model import JobId, TaskId, TaskState
+from zmqcluster.messages import Finished, Refused, TaskEnd, Watch
+from zmqcluster.model import JobId, RefusalCode, TaskId, TaskState
+
+K = TypeVar("K", JobId, TaskId)
 
 # One Finished stays well below FRAME_BYTES_MAX.
 _FINISHED_BYTES: Final = 1024 * 1024
@@ -20,8 +22,12 @@ WATCHED_MAX: Final = 1_000_000
 def on_watch(state: MasterState, peer: Peer, message: Watch, facts: Facts) -> None:
     """Report ends from now on, and at once those that have come already."""
     watcher = Watcher(peer, message.request_id)
-    state.watching.add(peer)
+    state.watching.setdefault(peer, {})
     if message.job_id:
+        if state.known_job(JobId(message.job_id), facts) is None:
+            problem = f"there is no job {message.job_id}"
+            state.send(peer, Refused(message.request_id, RefusalCode.NOT_FOUND, problem))
+            return
         state.job_watchers.setdefault(JobId(message.job_id), {})[watcher] = None
     ended: list[TaskEnd] = []
     waiting: list[TaskId] = []
@@ -40,7 +46,7 @@ def on_watch(state: MasterState, peer: Peer, message: Watch, facts: Facts) -> No
 
 def watch_tasks(state: MasterState, watcher: Watcher, task_ids: Iterable[TaskId]) -> None:
     """Tell watcher when these open tasks end."""
-    state.watching.add(watcher.peer)
+    mine = state.watching.setdefault(watcher.peer, {})
     for task_id in task_ids:
         if len(state.task_watchers) >= WATCHED_MAX:
             problem = f"{WATCHED_MAX} tasks are watched already: ask for this one"
@@ -48,6 +54,7 @@ def watch_tasks(state: MasterState, watcher: Watcher, task_ids: Iterable[TaskId]
             state.ends.setdefault(watcher, []).append(end)
             continue
         state.task_watchers.setdefault(task_id, {})[watcher] = None
+        mine[task_id] = None
 
 
 def tell_watchers(state: MasterState) -> None:
@@ -65,11 +72,17 @@ def tell_watchers(state: MasterState) -> None:
 
 def forget_watcher(state: MasterState, peer: Peer) -> None:
     """A client is gone."""
-    if peer not in state.watching:
-        return
-    state.watching.discard(peer)
-    for watchers in (*state.task_watchers.values(), *state.job_watchers.values()):
-        for watcher in [one for one in watchers if one.peer == peer]:
-            del watchers[watcher]
-    state.task_watchers = {key: some for key, some in state.task_watchers.items() if some}
-    state.job_watchers = {key: some for key, some in state.job_watchers.items() if some}
+    for task_id in state.watching.pop(peer, ()):
+        _without(state.task_watchers, task_id, peer)
+    for job_id in [key for key, some in state.job_watchers.items() if _is_among(some, peer)]:
+        _without(state.job_watchers, job_id, peer)
+
+
+def _is_among(watchers: dict[Watcher, None], peer: Peer) -> bool:
+    return any(one.peer == peer for one in watchers)
+
+
+def _without(watchers: dict[K, dict[Watcher, None]], key: K, peer: Peer) -> None:
+    kept = {one: None for one in watchers.pop(key, ()) if one.peer != peer}
+    if kept:
+        watchers[key] = kept

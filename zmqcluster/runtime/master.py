@@ -15,6 +15,7 @@ from typing import Final
 
 import zmq
 
+from storage.pruning import PRUNED_TASKS_MAX
 from storage.queries import Queries
 from zmqcluster import codec
 from zmqcluster.core.effects import (
@@ -190,7 +191,8 @@ class MasterRuntime:
             self._receive(events)
         events += [PeerLost(peer) for peer in self._lost_peers()]
         if is_committed:
-            events.append(Committed(self._committing_turn))
+            more = self._journal.pruned >= PRUNED_TASKS_MAX
+            events.append(Committed(self._committing_turn, more))
         self._decide(now_ms, events)
         self._commit()
 
@@ -285,6 +287,9 @@ class MasterRuntime:
                 self._allowlist.deny(public_key)
             case Log(level, text):
                 log.log(_LEVELS[level], "%s", text)
+            case _ if self._is_stopping:
+                # The next master asks again: what has no end must not begin now.
+                pass
             case _:
                 answer = self._lookups.answer(action)
                 assert answer is not None, action

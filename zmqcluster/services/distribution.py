@@ -105,6 +105,11 @@ class DistributionServices:
         code = self._worker.code if self._worker is not None else 0
         return 130 if interrupted and not code else code
 
+    @property
+    def problem(self) -> ClusterError | None:
+        """What went wrong so far."""
+        return self._problem
+
     def on_signal(self, number: int) -> None:
         """Safe inside a signal handler: it only leaves word for wait()."""
         self._news.put(number)
@@ -115,8 +120,9 @@ class DistributionServices:
             if self._master is not None:
                 self._master.stop_serving()
             if self._scheduler is not None and not self._scheduler.stop(JOIN_S):
-                log.error("A loop did not end within %.0f s", JOIN_S)
-            if self._master is not None:
+                # Its sockets and files are in use: only the end of the process may take them.
+                self._problem = StartError(f"a loop did not end within {JOIN_S:.0f} s")
+            elif self._master is not None:
                 self._master.close()
             self._master = self._scheduler = None
             self._news.put(None)
@@ -198,6 +204,8 @@ def run(config: ClusterConfig) -> int:
         code = 1
     finally:
         services.stop()
+    if services.problem is not None:
+        code = 1
     log.info("%s node stopped", node.capitalize())
     return code
 

@@ -10,6 +10,7 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
+from msgspec import structs
 from sqlite_utils import Database
 
 from executors.registry import Registry
@@ -216,12 +217,7 @@ def _past(base: Database, clock: Clock) -> Past:
         rate_keys=old.rate_keys,
         keys=old.keys,
         tokens=old.tokens,
-        ended={
-            "completed": old.totals.completed,
-            "failed": old.totals.failed,
-            "cancelled": old.totals.cancelled,
-            "dead": old.totals.dead,
-        },
+        totals=structs.asdict(old.totals),
     )
 
 
