@@ -332,15 +332,11 @@ def test_master_that_refuses_the_closer_look_does_not_end_the_watch(master: Fake
 
 
 def test_no_seed_comes_without_the_limit_of_its_origin(master: FakeRest) -> None:
-    run(
-        "crawl",
-        *[f"http://127.0.0.1:{port}/" for port in range(1, 301)],
-        "--delay",
-        "1",
-        "--detach",
-    )
+    seeds = [f"http://127.0.0.1:{port}/" for port in range(1, 301)]
 
-    bodies = [asked.body for asked in master.asked if asked.method == "POST"]
+    run("crawl", *seeds, "--delay", "1", "--detach", master=master)
+
+    bodies = master.bodies("POST /tasks")
     assert [len(body["tasks"]) for body in bodies] == [256, 44]
     assert [len(body["rates"]) for body in bodies] == [256, 44]
     assert bodies[1]["job_id"] == 3
