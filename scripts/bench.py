@@ -328,10 +328,13 @@ def _parse_args() -> argparse.Namespace:
         description="Measure the cluster part by part and end to end.",
         epilog="example: python scripts/bench.py core e2e --rounds 5",
     )
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--rounds", type=int, default=5, help="values a figure (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures here")
     args = parser.parse_args()
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"{part} given, {', '.join(PARTS)} allowed")
     if not 1 <= args.rounds <= 100:
         parser.error(f"--rounds: {args.rounds} given, 1 to 100 allowed")
     return args

@@ -86,14 +86,6 @@ class Pool(StrEnum):
     SYNC = "sync"
 
 
-class Phase(StrEnum):
-    """What a worker is doing with an attempt it lists in its inventory."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-
-
 class Strategy(StrEnum):
     """How the dispatcher picks among devices that could take a task."""
 

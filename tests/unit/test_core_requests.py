@@ -22,6 +22,8 @@ from zmqcluster.messages import (
     Enrolled,
     Finished,
     Outbound,
+    Progress,
+    ProgressNote,
     RateRule,
     Refused,
     Results,
@@ -717,3 +719,25 @@ def test_pruning_goes_on_at_once_while_there_is_more(master: MasterBench) -> Non
     turn = master.turn()
 
     assert turn.changes.prune_before_wall > 0
+
+
+def test_child_nobody_runs_is_told(master: MasterBench) -> None:
+    master.device("d1")
+    master.submit()
+
+    master.ends("d1", master.orders("d1")[0], children=(spec("unheard_of"),))
+
+    assert "child_unroutable" in master.event_kinds()
+
+
+def test_progress_of_a_running_task_is_in_its_explanation(master: MasterBench) -> None:
+    master.device("d1")
+    [task_id] = master.submit().task_ids
+    [order] = master.orders("d1")
+    master.hears("d1", Progress((ProgressNote(order.task_id, order.attempt, 0.4, "page 2"),)))
+
+    answer = master.asks(AskExplain(b"e", task_id))
+
+    assert isinstance(answer, Answer)
+    [reason] = msgspec.msgpack.decode(answer.body, type=ExplainView).reasons
+    assert "40% done (page 2)" in reason

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from zmqcluster.core.dispatcher import TaskDispatcher
-from zmqcluster.core.effects import AllowKey, DenyKey
+from zmqcluster.core.effects import AllowKey, DenyKey, Publish
 from zmqcluster.core.events import Facts, LaneKey, Peer, Principal
 from zmqcluster.core.fleet import Device
 from zmqcluster.core.intake import find
@@ -25,6 +25,7 @@ from zmqcluster.messages import (
     Enrol,
     Enrolled,
     HeartbeatAck,
+    Hint,
     Refused,
     RevokeDevice,
     RevokeToken,
@@ -155,6 +156,7 @@ def on_drain(state: MasterState, peer: Peer, message: DrainDevice) -> None:
         )
         if device.is_online:
             state.send(device.peer, HeartbeatAck(0, 0, state.epoch, device.control))
+            state.act(Publish(Hint(state.epoch, device.control_version)))
     state.send(peer, Changed(message.request_id))
 
 
@@ -215,7 +217,12 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
         return [f"it is {task.state}" + (f": {task.error}" if task.error else "")]
     if task.state is not TaskState.PENDING:
         asked = "; cancel requested" if task.cancel_requested else ""
-        return [f"it is {task.state} on device {task.device_id}, attempt {task.attempt}{asked}"]
+        flight = state.flights.get(task.task_id)
+        told = ""
+        if flight is not None and (flight.progress or flight.note):
+            told = f", {flight.progress:.0%} done" + (f" ({flight.note})" if flight.note else "")
+        where = f"on device {task.device_id}, attempt {task.attempt}"
+        return [f"it is {task.state} {where}{told}{asked}"]
     reasons = []
     wait_ms = state.due_ms(task) - state.now_ms
     if wait_ms > 0:

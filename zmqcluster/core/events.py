@@ -60,6 +60,15 @@ class FrameRefused(Struct, frozen=True):
     reason: str
 
 
+class FramesDropped(Struct, frozen=True):
+    """A peer does not read, and what waited for it grew too long: the rest was dropped.
+
+    Told once while this lasts. Inventories (devices) and repeated questions (clients) repair it.
+    """
+
+    peer: Peer
+
+
 class BacklogLoaded(Struct, frozen=True):
     """Answer to LoadBacklog. rows: ready tasks of that lane in order; more: the lane has others."""
 
@@ -125,6 +134,7 @@ Event = (
     MessageReceived
     | PeerLost
     | FrameRefused
+    | FramesDropped
     | BacklogLoaded
     | LanesListed
     | DelayedLoaded

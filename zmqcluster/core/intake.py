@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Final
 
 from zmqcluster.core.dispatcher import reopen
-from zmqcluster.core.effects import LoadOpenTasks
+from zmqcluster.core.effects import LoadOpenTasks, Publish
 from zmqcluster.core.events import Facts, OpenTasksLoaded, Peer
 from zmqcluster.core.fleet import Flight
 from zmqcluster.core.lifecycle import TaskCause
@@ -19,6 +19,7 @@ from zmqcluster.messages import (
     AttemptRef,
     CancelTasks,
     Changed,
+    Hint,
     RateRule,
     Refused,
     RetryTasks,
@@ -185,6 +186,7 @@ def abort(state: MasterState, flight: Flight) -> None:
     if device is not None and device.is_online:
         ref = AttemptRef(flight.task.task_id, flight.task.attempt)
         state.send(device.peer, Abort((ref,)))
+        state.act(Publish(Hint(state.epoch, device.control_version, (ref,))))
 
 
 def on_open_tasks(state: MasterState, event: OpenTasksLoaded) -> None:

@@ -18,6 +18,7 @@ from zmqcluster.core.events import (
     Event,
     Facts,
     FrameRefused,
+    FramesDropped,
     LanesListed,
     MessageReceived,
     OpenTasksLoaded,
@@ -178,6 +179,13 @@ class MasterCore:
             case FrameRefused():
                 self._state.event(
                     "frame_refused", device_id=event.principal.device_id, detail=event.reason
+                )
+            case FramesDropped():
+                slow = self._state.fleet.by_peer.get(event.peer)
+                self._state.event(
+                    "frames_dropped",
+                    device_id=slow.device_id if slow else "",
+                    detail="it does not read what it is sent",
                 )
             case BacklogLoaded():
                 backlog.on_loaded(self._state, event)

@@ -182,7 +182,8 @@ def close(
     state.save_device(device)
     kind = "device_lost" if outcome is Outcome.DEVICE_LOST else "device_offline"
     state.event(kind, device_id=device.device_id, detail=f"{why}; held {held} tasks")
-    state.log("warning", f"Device {device.device_id} is offline: {why}; held {held} tasks")
+    level = "warning" if outcome is Outcome.DEVICE_LOST else "info"
+    state.log(level, f"Device {device.device_id} is offline: {why}; held {held} tasks")
     _take_back_all(state, dispatcher, device, outcome, f"device {device.device_id} {why}")
 
 

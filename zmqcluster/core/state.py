@@ -121,6 +121,7 @@ class MasterState:
         self.next_task_id = past.next_task_id
         self.next_job_id = past.next_job_id
         self.sessions = 0
+        self._types = frozenset(settings.task_types)
         self.turn = 0
         self.committed_turn = 0
         self.expiry_held_until_ms = 0
@@ -391,6 +392,12 @@ class MasterState:
         if job_id == NO_JOB and NO_JOB not in self.jobs:
             self.jobs[NO_JOB] = JobRow(NO_JOB, "", JobState.ACTIVE, self.wall_ms)
         return self.jobs[job_id]
+
+    def knows_type(self, task_type: str) -> bool:
+        """Is there code for this type, here or on a device that is online?"""
+        return task_type in self._types or any(
+            task_type in device.types for device in self.fleet.online()
+        )
 
     def known_job(self, job_id: JobId, facts: Facts) -> JobRow | None:
         """The job, brought into memory if only the database had it; None: there is none."""

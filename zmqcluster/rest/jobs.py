@@ -29,7 +29,7 @@ async def get_job(job_id: PathInt, backend: Master) -> JobView:
 
 @post("/jobs/{job_id:int}/cancel", status_code=200)
 async def cancel_job(job_id: PathInt, backend: Master) -> ChangedView:
-    """Cancel every open task of a job; the answer lists those cancelled at once."""
+    """Cancel every open task of a job: none starts any more, and the counts tell the rest."""
     message = CancelTasks(secrets.token_bytes(16), job_id=known_id(job_id, "job"))
     return changed_view(await order(backend, message))
 

@@ -141,10 +141,6 @@ class LimitQuery(Body, frozen=True):
     limit: Limit = LIST_DEFAULT
 
 
-class NoQuery(Body, frozen=True):
-    """Nothing may follow the question mark here."""
-
-
 # --- what clients get ---------------------------------------------------------------------------
 
 

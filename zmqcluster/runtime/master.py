@@ -32,6 +32,7 @@ from zmqcluster.core.events import (
     Committed,
     Event,
     FrameRefused,
+    FramesDropped,
     MessageReceived,
     PeerLost,
     Principal,
@@ -111,6 +112,8 @@ class MasterRuntime:
         self._committing_turn = 0
         self._answers: list[Event] = []
         self._backed_up: dict[bytes, deque[bytes]] = {}
+        self._too_slow: set[bytes] = set()
+        self._dropped_frames = 0
         self._next_tick_ms = 0
         self._frame_events = 0
         self._refused_frames = 0
@@ -141,6 +144,7 @@ class MasterRuntime:
         for name in sockets.__struct_fields__:
             counts[f"socket_{name}"] = getattr(sockets, name)
         counts["frames_refused"] = self._refused_frames
+        counts["frames_dropped"] = self._dropped_frames
         return counts
 
     def offers(self, task_type: str) -> bool:
@@ -313,11 +317,15 @@ class MasterRuntime:
                 pass
 
     def _back_up(self, peer: bytes, waiting: deque[bytes], frame: bytes) -> None:
-        """A peer that does not read: what it misses beyond this is found by reconciliation."""
+        """A peer that does not read. Devices' inventories and clients' repeated questions repair
+        what it misses beyond this."""
         if len(waiting) < BACKED_UP_FRAMES_MAX:
             waiting.append(frame)
-        else:
-            self._core.state.count("frames_dropped_full")
+            return
+        self._dropped_frames += 1
+        if peer not in self._too_slow:
+            self._too_slow.add(peer)
+            self._answers.append(FramesDropped(peer))
 
     def _send_backed_up(self) -> None:
         for peer, waiting in list(self._backed_up.items()):
@@ -332,6 +340,7 @@ class MasterRuntime:
                 waiting.popleft()
             if not waiting:
                 del self._backed_up[peer]
+                self._too_slow.discard(peer)
 
     @staticmethod
     def _encode(message: Outbound) -> bytes:
@@ -348,6 +357,7 @@ class MasterRuntime:
         lost = self._sockets.lost_peers()
         for peer in lost:
             self._backed_up.pop(peer, None)
+            self._too_slow.discard(peer)
         return lost
 
     @property
