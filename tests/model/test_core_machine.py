@@ -191,6 +191,11 @@ class MasterMachine(RuleBasedStateMachine):
         self.bench.commits = True
         self.bench.commit()
 
+    @rule(turns=st.integers(1, 4))
+    def disk_falls_behind(self, turns: int) -> None:
+        """Some turns are on disk; what they made the master read is older than its decisions."""
+        self.bench.commit_some(turns)
+
     @rule(downtime_ms=st.sampled_from([0, 700, 20_000]))
     def kill_master(self, downtime_ms: int) -> None:
         """What was decided and not committed is gone, with the answers to it."""

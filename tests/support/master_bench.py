@@ -113,29 +113,38 @@ class MasterBench:
     def commit(self) -> None:
         """Put all decided turns on disk, and only then release what they do."""
         while self._uncommitted:
-            turns, self._uncommitted = self._uncommitted, []
-            answers: list[Event] = []
-            batch = Changes()
-            for turn in turns:
-                batch.add(turn.changes)
-            self.store.apply(batch)
-            for turn in turns:
-                for action in turn.actions:
-                    answer = self.store.read(action)
-                    if answer is not None:
-                        answers.append(answer)
-                    elif isinstance(action, Send):
-                        self.sends.append(action)
-                    elif isinstance(action, Publish | AllowKey | DenyKey | Log):
-                        self.actions.append(action)
-            # What was read is handled before the next Committed.
-            if answers or any(turn.writes for turn in turns):
-                events = [*answers, Committed(turns[-1].number)]
-                self._uncommitted.append(self.core.handle(self.now_ms, events))
-                check(self.core.state)
+            self.commit_some(len(self._uncommitted))
         if len(self.store.tasks) <= self.audited_tasks_max:
             audit_store(self.store)
             audit_live(self.core.state, self.store)
+
+    def commit_some(self, count: int) -> None:
+        """Put the oldest turns on disk and do what they order; what is read knows no later turn."""
+        turns, self._uncommitted = self._uncommitted[:count], self._uncommitted[count:]
+        answers: list[Event] = []
+        batch = Changes()
+        for turn in turns:
+            batch.add(turn.changes)
+        self.store.apply(batch)
+        for turn in turns:
+            for action in turn.actions:
+                answer = self.store.read(action)
+                if answer is not None:
+                    answers.append(answer)
+                elif isinstance(action, Send):
+                    self.sends.append(action)
+                elif isinstance(action, Publish | AllowKey | DenyKey | Log):
+                    self.actions.append(action)
+        # What was read is handled before the next Committed.
+        if answers or any(turn.writes for turn in turns):
+            events = [*answers, Committed(turns[-1].number)]
+            self._uncommitted.append(self.core.handle(self.now_ms, events))
+            check(self.core.state)
+
+    @property
+    def pending_turns(self) -> int:
+        """How many decided turns are not on disk."""
+        return len(self._uncommitted)
 
     def take_undone(self) -> list[Turn]:
         """The turns that are decided and not committed; they are the caller's now."""

@@ -1,0 +1,275 @@
+"""Words that come late or from the wrong mouth, and reads older than what is decided."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.support.master_bench import WALL_AT_ZERO, MasterBench, held, spec
+from zmqcluster.core.events import LaneKey
+from zmqcluster.core.queue import ReadyQueue
+from zmqcluster.core.rows import TaskRow
+from zmqcluster.core.settings import Settings
+from zmqcluster.messages import (
+    AttemptRef,
+    CancelTasks,
+    Changed,
+    HeartbeatAck,
+    Results,
+    Submit,
+    TaskOrder,
+    TaskResult,
+    TaskSpec,
+    Welcome,
+)
+from zmqcluster.model import JobId, JobState, Outcome, TaskId, TaskState
+
+
+@pytest.fixture
+def master() -> MasterBench:
+    return MasterBench()
+
+
+def one(master: MasterBench, name: str) -> TaskOrder:
+    [order] = master.orders(name)
+    return order
+
+
+def lost_twice(master: MasterBench) -> tuple[TaskOrder, TaskOrder]:
+    """A task that d1 had twice, lost twice, and that waits for a third attempt."""
+    master.device("d1")
+    master.submit()
+    first = one(master, "d1")
+    master.loses("d1")
+    master.advance(1_000)
+    master.device("d1")
+    second = one(master, "d1")
+    master.loses("d1")
+    master.advance(1_000)
+    assert master.state(second.task_id) is TaskState.PENDING
+    return first, second
+
+
+# --- attempts nobody holds any more -------------------------------------------------------------
+
+
+def test_the_end_of_an_attempt_before_the_last_is_fenced(master: MasterBench) -> None:
+    first, second = lost_twice(master)
+    master.device("d1", types=("other",))
+
+    master.ends("d1", first, result=b"\x01")
+    assert master.state(first.task_id) is TaskState.PENDING
+    assert "result_fenced" in master.event_kinds()
+    master.ends("d1", second, result=b"\x02")
+
+    assert master.task(second.task_id).result == b"\x02"
+
+
+def test_the_end_of_the_last_attempt_counts_from_its_holder_alone(master: MasterBench) -> None:
+    _, second = lost_twice(master)
+    master.device("d2", types=("other",))
+
+    master.ends("d2", second)
+
+    assert master.state(second.task_id) is TaskState.PENDING
+    assert "result_fenced" in master.event_kinds()
+
+
+def test_a_run_before_the_last_is_not_adopted(master: MasterBench) -> None:
+    first, second = lost_twice(master)
+
+    [welcome] = master.device("d1", types=("noop", "other"), inventory=(held(first),))
+
+    assert isinstance(welcome, Welcome)
+    assert welcome.abort == (AttemptRef(first.task_id, first.attempt),)
+    assert one(master, "d1").attempt == second.attempt + 1
+
+
+def test_a_run_is_adopted_from_its_holder_alone(master: MasterBench) -> None:
+    _, second = lost_twice(master)
+
+    # It could run it, if it were asked to; here it says that it does already.
+    [welcome] = master.device("d2", inventory=(held(second),))
+
+    assert isinstance(welcome, Welcome)
+    assert welcome.abort == (AttemptRef(second.task_id, second.attempt),)
+    assert one(master, "d2").attempt == second.attempt + 1
+
+
+def test_an_assign_that_arrived_and_is_not_listed_is_made_up_for_at_once(
+    master: MasterBench,
+) -> None:
+    master.device("d1")
+    master.submit()
+    assert one(master, "d1").attempt == 1
+
+    master.beat("d1", assign_seq=1)
+
+    assert one(master, "d1").attempt == 2
+    assert master.take("d1", HeartbeatAck).abort == ()
+
+
+def test_a_late_failure_makes_the_task_wait_as_any_failure_does(master: MasterBench) -> None:
+    master.device("d1")
+    [task_id] = master.submit().task_ids
+    order = one(master, "d1")
+    master.loses("d1")
+    master.advance(1_000)
+    master.device("d1", types=("other",))
+
+    master.ends("d1", order, Outcome.RETRY, retry_after_ms=20_000)
+    master.device("d2")
+    master.advance(10_000)
+    assert master.orders("d2") == []
+    master.beat("d2")
+    master.advance(10_500)
+
+    assert one(master, "d2").attempt == 2
+    assert master.task(task_id).failures == 1
+
+
+def test_a_late_completion_in_the_batch_of_its_jobs_cancel_is_discarded(
+    master: MasterBench,
+) -> None:
+    master.device("d1")
+    job = master.submit(job="j")
+    order = one(master, "d1")
+    master.loses("d1")
+    master.advance(1_000)
+    master.device("d1", types=("other",))
+    cancel = master.received("client", CancelTasks(b"c", job_id=job.job_id))
+    end = TaskResult(order.task_id, order.attempt, Outcome.COMPLETED, b"\x01")
+
+    master.turn(cancel, master.received("d1", Results((end,))))
+
+    assert isinstance(master.take("client", Changed), Changed)
+    assert master.state(order.task_id) is TaskState.CANCELLED
+    assert master.task(order.task_id).result == b""
+    assert "result_discarded" in master.event_kinds()
+
+
+def test_a_sweep_alone_closes_a_large_job_page_by_page() -> None:
+    master = MasterBench(Settings(window_tasks=16, lane_tasks=16))
+    master.audited_tasks_max = 0
+    job = master.submit(*[spec() for _ in range(3_500)], job="j")
+
+    master.changes(CancelTasks(b"c", job_id=job.job_id))
+
+    row = master.store.jobs[JobId(job.job_id)]
+    assert (row.state, row.pending, row.cancelled) == (JobState.CANCELLED, 0, 3_500)
+    assert master.core.state.tasks == {}
+    master.audit()
+
+
+# --- reads older than decisions -----------------------------------------------------------------
+
+
+def test_a_refill_under_way_does_not_hide_what_was_spilled_meanwhile() -> None:
+    queue = ReadyQueue(window_tasks=4, window_bytes=10**9, lane_tasks=4, lanes=4)
+    lane = queue.lane(LaneKey("noop", "", "", 5), None)
+    assert lane is not None
+    taken = [queue.admit(row(task_id), lane) for task_id in range(1, 6)]
+    assert taken == [True, True, False, False, False]
+    while queue.pop(lane.shape, 5, 0) is not None:
+        pass
+    [(hungry, _)] = queue.refills()
+    assert hungry is lane
+
+    assert not queue.admit(row(6), lane)
+    # The answer knows of tasks up to 5.
+    queue.loaded(lane, 5, more=False)
+
+    assert lane.more
+    assert [one for one, _ in queue.refills()] == [lane]
+
+
+def row(task_id: int) -> TaskRow:
+    return TaskRow(
+        task_id=TaskId(task_id), job_id=JobId(0), parent_id=TaskId(0), task_type="noop",
+        labels="", rate_key="", unique_key="", priority=5, max_retry_count=0, timeout_ms=1,
+        created_wall=0, task_data=b"",
+    )  # fmt: skip
+
+
+def test_a_listing_under_way_does_not_hide_a_lane_that_found_no_room_meanwhile() -> None:
+    master = MasterBench(Settings(lanes=1))
+    first, second = master.submit(spec(rate_key="a"), spec(rate_key="b")).task_ids
+    master.commits = False
+    # The one lane gets free, so the others are asked for ...
+    master.hears("client", CancelTasks(b"1", (first,)))
+    asked = master.pending_turns
+    # ... and before the answer comes, it is taken, and another task finds no room.
+    master.hears("client", Submit(b"2", (spec(rate_key="c"), spec(rate_key="d"))))
+    master.commit_some(asked)
+    master.commits = True
+    master.commit()
+    master.forget()
+
+    master.device("d1", slots=9)
+    done: list[int] = []
+    for _ in range(5):
+        for order in master.orders("d1"):
+            master.ends("d1", order)
+            done.append(order.task_id)
+        master.advance(500)
+
+    assert sorted(done) == [second, second + 1, second + 2]
+    master.audit()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_delayed_read_under_way_does_not_hide_what_was_left_out_meanwhile(seed: int) -> None:
+    rng = Random(seed)
+    master = MasterBench(Settings(delayed_tasks=4))
+    master.device("d1", slots=99)
+    master.submit(*[delayed(5_000) for _ in range(6)])
+    master.advance(4_900)
+    master.commits = False
+    master.now_ms = 5_001
+    master.turn()
+    asked = master.pending_turns
+    soon = [delayed(5_100 + rng.randrange(400)) for _ in range(6)]
+    master.hears("client", Submit(b"2", tuple(soon)))
+    master.commit_some(asked)
+    master.commits = True
+    master.commit()
+
+    done = 0
+    for _ in range(4):
+        for order in master.orders("d1"):
+            master.ends("d1", order)
+            done += 1
+        master.advance(500)
+
+    assert done == 12
+
+
+def delayed(after_ms: int) -> TaskSpec:
+    return spec(not_before_ms=WALL_AT_ZERO + after_ms)
+
+
+def test_a_schedule_in_the_past_gets_no_room_that_others_do_not_get() -> None:
+    master = MasterBench(Settings(window_tasks=10, lane_tasks=10))
+
+    master.submit(*[spec(not_before_ms=WALL_AT_ZERO - 1_000) for _ in range(100)])
+
+    assert len(master.core.state.tasks) <= 10
+
+
+def test_a_key_whose_tasks_were_cancelled_is_forgotten_in_time(master: MasterBench) -> None:
+    answer = master.submit(*[spec(rate_key=f"site{n}") for n in range(20)])
+    master.changes(CancelTasks(b"c", answer.task_ids))
+    assert len(master.core.state.rates) == 20
+
+    master.advance(11_000)
+
+    assert len(master.core.state.rates) == 0
+
+
+def test_a_slow_drift_counts_from_the_last_step(master: MasterBench) -> None:
+    for _ in range(30):
+        master.wall_step_ms += 40
+        master.advance(500)
+
+    assert master.event_kinds().count("wall_clock_stepped") == 2
