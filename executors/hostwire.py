@@ -196,13 +196,16 @@ class Framer:
     def __init__(self, decoder: msgspec.msgpack.Decoder[Any]) -> None:
         self._decoder = decoder
         self._buffer = bytearray()
+        self._broken: RemoteProtocolError | None = None
 
     def feed(self, data: bytes | memoryview) -> list[Any]:
         """The messages that are complete now, in order.
 
         Raises RemoteProtocolError for a frame that is too long or no message; the stream is
-        beyond repair then.
+        beyond repair then. What was said before it still counts: it is returned, and check()
+        (or the next call) raises.
         """
+        self.check()
         buffer = self._buffer
         buffer += data
         messages: list[Any] = []
@@ -210,15 +213,26 @@ class Framer:
         with memoryview(buffer) as view:
             while end - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(view, start)
-                if length > HOST_FRAME_BYTES_MAX:
-                    raise RemoteProtocolError(f"frame of {length} bytes between processes")
-                body = start + _LENGTH.size
-                if end - body < length:
+                try:
+                    if length > HOST_FRAME_BYTES_MAX:
+                        raise RemoteProtocolError(f"frame of {length} bytes between processes")
+                    body = start + _LENGTH.size
+                    if end - body < length:
+                        break
+                    messages.append(self._decode(view[body : body + length]))
+                except RemoteProtocolError as error:
+                    self._broken = error
                     break
-                messages.append(self._decode(view[body : body + length]))
                 start = body + length
         del buffer[:start]
+        if not messages:
+            self.check()
         return messages
+
+    def check(self) -> None:
+        """Raises the RemoteProtocolError after which nothing more can be read, if there was one."""
+        if self._broken is not None:
+            raise self._broken
 
     def _decode(self, body: memoryview) -> Any:
         try:

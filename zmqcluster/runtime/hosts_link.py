@@ -139,6 +139,7 @@ class HostLink:
                     self.is_broken = True
                     break
                 messages += self._framer.feed(data)
+                self._framer.check()
                 if len(data) < READ_BYTES:
                     break
         except BlockingIOError:
