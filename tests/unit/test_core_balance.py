@@ -32,6 +32,10 @@ def with_strategy(strategy: Strategy, **settings: Any) -> MasterBench:
     return MasterBench(Settings(strategy=strategy, **settings))
 
 
+def abilities(name: str, *, is_mixed: bool) -> tuple[str, ...]:
+    return ("noop", f"only_{name}") if is_mixed else ("noop",)
+
+
 def shares(master: MasterBench, names: list[str], tasks: int) -> Counter[str]:
     """How many of so many one-second tasks each device gets, all ending in turn."""
     master.submit(*[spec() for _ in range(tasks)])
@@ -55,9 +59,8 @@ def test_equal_devices_get_equal_shares(strategy: Strategy, is_mixed: bool) -> N
     master = with_strategy(strategy)
     names = [f"d{index}" for index in range(8)]
     for index, name in enumerate(names):
-        # Unlike labels put devices into different groups; that must not change their share.
-        labels = (f"only{index}",) if is_mixed and index < 2 else ()
-        master.device(name, slots=2, labels=labels)
+        # Unlike abilities put devices into different groups; that must not change their share.
+        master.device(name, slots=2, types=abilities(name, is_mixed=is_mixed and index < 2))
 
     counts = shares(master, names, 400)
 
@@ -70,7 +73,7 @@ def test_equal_devices_get_equal_shares(strategy: Strategy, is_mixed: bool) -> N
 def test_weighted_gives_in_proportion_to_slots(is_mixed: bool) -> None:
     master = with_strategy(Strategy.WEIGHTED)
     for name, slots in (("d1", 100), ("d2", 300), ("d3", 400)):
-        master.device(name, slots=slots, labels=(name,) if is_mixed else ())
+        master.device(name, slots=slots, types=abilities(name, is_mixed=is_mixed))
 
     master.submit(*[spec() for _ in range(80)])
 
@@ -84,7 +87,7 @@ def test_least_tasks_fills_the_emptiest_first(is_mixed: bool) -> None:
     master.device("d1", slots=4)
     master.submit(*[spec() for _ in range(3)])
     master.orders("d1")
-    master.device("d2", slots=4, labels=("x",) if is_mixed else ())
+    master.device("d2", slots=4, types=abilities("d2", is_mixed=is_mixed))
 
     master.submit(*[spec() for _ in range(3)])
 
@@ -96,7 +99,7 @@ def test_round_robin_goes_around(is_mixed: bool) -> None:
     master = with_strategy(Strategy.ROUND_ROBIN)
     names = ["d1", "d2", "d3"]
     for name in names:
-        master.device(name, slots=9, labels=(name,) if is_mixed else ())
+        master.device(name, slots=9, types=abilities(name, is_mixed=is_mixed))
     seen = []
 
     for _ in range(9):
