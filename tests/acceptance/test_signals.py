@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.support.cluster import Cluster, wait_until
+from tests.support.cluster import Cluster, Node, wait_until
 from zmqcluster.client import DistributionClient, task
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]
@@ -68,3 +69,24 @@ def test_master_ends_promptly_in_the_middle_of_a_large_cancel(make_cluster: Make
     assert time.monotonic() - began < 5
     cluster.start_master()
     wait_until(lambda: cluster.counts() == {"cancelled": 150_000}, "the cancel goes on", 40)
+
+
+def test_second_signal_ends_a_master_that_still_waits_for_a_slow_client(
+    make_cluster: Make,
+) -> None:
+    cluster = make_cluster()
+    master = cluster.start_master()
+    with socket.create_connection(("127.0.0.1", cluster.port)) as slow:
+        slow.sendall(b"POST /api/distribution/tasks HTTP/1.1\r\nHost: localhost\r\n")
+
+        master.signal(signal.SIGTERM)
+        master.wait_for("Stopping")
+        wait_until(lambda: _ends_after(master), "the second signal ends it", 5)
+
+    assert master.process.returncode in (0, 130)
+
+
+def _ends_after(node: Node) -> bool:
+    if node.process.poll() is None:
+        node.signal(signal.SIGTERM)
+    return node.process.poll() is not None

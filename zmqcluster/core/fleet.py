@@ -21,6 +21,9 @@ SHORT_US_MAX: Final = 50_000
 AHEAD_US_PER_SLOT: Final = 150_000
 # Weight of the newest run in a type's expected run time.
 _NEWEST_WEIGHT: Final = 0.1
+# Labels that tasks have asked for, and shapes whose devices were looked up: beyond, begin anew.
+_LABELS_NAMED: Final = 256
+_SHAPES_REMEMBERED: Final = 10_000
 
 
 class Flight(Struct):
@@ -88,10 +91,12 @@ class Device:
 
     @property
     def can_take_more(self) -> bool:
+        # As state, but asked for at each hand-out and each end.
         return (
-            self.state is DeviceState.ONLINE
+            len(self.flights) < self.credit
+            and bool(self.peer)
             and self.lost_at_ms is None
-            and len(self.flights) < self.credit
+            and not (self.row.drained or self.draining)
         )
 
     @property
@@ -183,6 +188,8 @@ class Fleet:
         """
         new = [one for one in labels if one not in self._named]
         if new:
+            if len(self._named) >= _LABELS_NAMED:
+                self._named.clear()
             self._named.update(dict.fromkeys(new))
             self._regroup()
 
@@ -265,6 +272,8 @@ class Fleet:
         found = self._suitable.get(shape.key)
         if found is None:
             self._name(shape.labels)
+            if len(self._suitable) >= _SHAPES_REMEMBERED:
+                self._suitable.clear()
             found = self._suitable[shape.key] = [
                 balancers[dict(types)[shape.task_type]]
                 for (types, labels), balancers in self.groups.items()

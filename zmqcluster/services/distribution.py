@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ SWITCH_INTERVAL_S: Final = 0.0005
 # Rows are short-lived and hold no cycles: look for garbage seldom.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 JOIN_S: Final = 15.0
+EXIT_INTERRUPTED: Final = 130
 
 
 class DistributionServices:
@@ -46,6 +48,7 @@ class DistributionServices:
         # because a signal handler may interrupt a put and put again; a lock would hang there.
         self._news: SimpleQueue[int | None] = SimpleQueue()
         self._problem: ClusterError | None = None
+        self._is_ending = False
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -103,7 +106,7 @@ class DistributionServices:
         if self._problem is not None:
             raise self._problem
         code = self._worker.code if self._worker is not None else 0
-        return 130 if interrupted and not code else code
+        return EXIT_INTERRUPTED if interrupted and not code else code
 
     @property
     def problem(self) -> ClusterError | None:
@@ -111,11 +114,18 @@ class DistributionServices:
         return self._problem
 
     def on_signal(self, number: int) -> None:
-        """Safe inside a signal handler: it only leaves word for wait()."""
+        """Safe inside a signal handler: it only leaves word for wait().
+
+        Once the end has begun nobody reads it any more, and the next signal ends the process at
+        once: nothing is lost by that, as by any kill.
+        """
+        if self._is_ending:
+            os._exit(EXIT_INTERRUPTED)
         self._news.put(number)
 
     def stop(self) -> None:
         """End everything, the worker first: its last results still find the master."""
+        self._is_ending = True
         with self._lock:
             if self._master is not None:
                 self._master.stop_serving()
