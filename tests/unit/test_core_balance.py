@@ -367,3 +367,22 @@ def test_what_failed_is_not_what_the_next_one_will_take() -> None:
     master.ends("d1", order, Outcome.FAILED, run_us=1)
 
     assert master.core.state.fleet.durations.expected_us("noop") is None
+
+
+def test_labels_and_shapes_without_end_are_looked_up_anew_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zmqcluster.core.fleet._LABELS_NAMED", 8)
+    monkeypatch.setattr("zmqcluster.core.fleet._SHAPES_REMEMBERED", 8)
+    master = MasterBench()
+    labels = tuple(f"l{index}" for index in range(16))
+    master.device("d1", slots=99, labels=labels)
+    master.device("d2", slots=99)
+
+    for pair in zip(labels, labels[1:] + labels[:1], strict=True):
+        master.submit(spec(labels=pair), spec(labels=(pair[0], "nowhere")))
+
+    assert len(master.orders("d1")) == 16
+    assert master.orders("d2") == []
+    assert len(master.core.state.fleet._named) <= 10
+    assert len(master.core.state.fleet._suitable) <= 8

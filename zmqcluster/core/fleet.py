@@ -181,7 +181,7 @@ class Fleet:
         self.strategy = strategy
         self._regroup()
 
-    def _name(self, labels: Iterable[str]) -> None:
+    def _name(self, labels: tuple[str, ...]) -> None:
         """Tasks ask for these labels: from now on they tell groups of devices apart.
 
         Labels nobody asks for (a host's own name, say) must not: each device would be a group.
@@ -190,7 +190,7 @@ class Fleet:
         if new:
             if len(self._named) >= _LABELS_NAMED:
                 self._named.clear()
-            self._named.update(dict.fromkeys(new))
+            self._named.update(dict.fromkeys(labels))
             self._regroup()
 
     def _regroup(self) -> None:

@@ -6,6 +6,7 @@ the turn writes cannot drift apart: `save` marks, `end_turn` copies the marked r
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -210,14 +211,14 @@ class MasterState:
         changes = self._changes
         for task_id, task in self._dirty.items():
             rows = changes.new_tasks if task_id in self._new else changes.tasks
-            rows[task_id] = task.__copy__()
+            rows[task_id] = copy.copy(task)
         for job_id, job in self._dirty_jobs.items():
-            changes.jobs[job_id] = job.__copy__()
+            changes.jobs[job_id] = copy.copy(job)
         for device_id, device in self._dirty_devices.items():
-            changes.devices[device_id] = device.row.__copy__()
+            changes.devices[device_id] = copy.copy(device.row)
         if self.now_ms - self._clock_saved_ms >= _SAVE_EVERY_MS:
             for device_id, device in self._tallied.items():
-                changes.devices[device_id] = device.row.__copy__()
+                changes.devices[device_id] = copy.copy(device.row)
             self._tallied.clear()
         writes = self._is_clock_wrong or changes != _NOTHING
         if writes and (
