@@ -55,7 +55,7 @@ def kill_tree(pid: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
             send(pid, signal.SIGKILL)
     for process in below:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             process.kill()
 
 
@@ -65,7 +65,7 @@ def child_pids() -> list[int]:
     if IS_LINUX:
         with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as listing:
             return [int(word) for word in listing.read().split()]
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         return [child.pid for child in psutil.Process(pid).children()]
     return []
 

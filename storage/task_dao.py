@@ -124,11 +124,23 @@ class TaskDAO(DAO):
         connection = self._database.conn
         clocks = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         wall_ahead_ms = clocks.get(WALL_MS, 0) - clocks.get(CLOCK_MS, 0)
+
+        def due_ms(row: TaskRow) -> int:
+            return row.retry_at_ms or row.not_before_wall - wall_ahead_ms
+
         rows: list[TaskRow] = []
+        read_up_to_ms: int | None = None
         for sql in (_RETRY, _SCHEDULED):
-            rows += _bounded(connection.execute(sql, (limit + 1,)), limit + 1)[0]
-        rows.sort(key=lambda row: row.retry_at_ms or row.not_before_wall - wall_ahead_ms)
-        return rows[:limit], len(rows) > limit
+            found, is_cut = _bounded(connection.execute(sql, (limit + 1,)), limit + 1)
+            rows += found
+            if is_cut and found:
+                last_ms = due_ms(found[-1])
+                read_up_to_ms = last_ms if read_up_to_ms is None else min(read_up_to_ms, last_ms)
+        if read_up_to_ms is not None:
+            # Beyond this moment one of the two has rows that were not read.
+            rows = [row for row in rows if due_ms(row) <= read_up_to_ms]
+        rows.sort(key=due_ms)
+        return rows[:limit], read_up_to_ms is not None or len(rows) > limit
 
     def has_delayed(self) -> bool:
         (found,) = self._database.conn.execute(

@@ -9,6 +9,7 @@ from zmqcluster.core.events import LaneKey
 from zmqcluster.core.queue import ReadyQueue
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.settings import Settings
+from zmqcluster.core.state import PEER_EVENTS_A_SECOND
 from zmqcluster.messages import (
     AttemptRef,
     CancelTasks,
@@ -271,3 +272,42 @@ def test_a_slow_drift_counts_from_the_last_step(master: MasterBench) -> None:
         master.advance(500)
 
     assert master.event_kinds().count("wall_clock_stepped") == 2
+
+
+def test_one_devices_mistakes_cost_a_bounded_number_of_rows(master: MasterBench) -> None:
+    master.device("d1")
+
+    for attempt in range(1, 200):
+        stale = TaskResult(task_id=999, attempt=attempt, outcome=Outcome.COMPLETED)
+        master.hears("d1", Results((stale,)))
+
+    assert master.event_kinds().count("result_fenced") == PEER_EVENTS_A_SECOND
+    assert master.core.state.counters["result_fenced"] == 199
+
+
+def test_completed_task_does_not_show_what_went_wrong_before(master: MasterBench) -> None:
+    master.device("d1")
+    [task_id] = master.submit().task_ids
+    master.ends("d1", master.orders("d1")[0], Outcome.FAILED, error="boom")
+    master.advance(2_000)
+
+    master.ends("d1", master.orders("d1")[0])
+
+    assert master.state(task_id) is TaskState.COMPLETED
+    assert master.task(task_id).error == ""
+
+
+def test_setting_the_clock_forward_prunes_nothing(master: MasterBench) -> None:
+    master.advance(20_000)
+    before = master.core.state.wall_ms
+    master.wall_step_ms = 30 * 24 * 3_600_000
+
+    master.commits = False
+    cuts = []
+    for _ in range(60):
+        master.now_ms += 500
+        cuts.append(master.turn(master._tick()).changes.prune_before_wall)
+
+    retention_ms = master.settings.retention_ms
+    assert any(cuts)
+    assert max(cuts) <= before + 60_000 - retention_ms

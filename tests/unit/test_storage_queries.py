@@ -318,3 +318,18 @@ def _instructions(bench: StorageBench, ask: Any) -> int:
     ask(bench.queries)
     connection.set_progress_handler(None, 10)
     return tens * 10
+
+
+def test_delayed_tasks_cut_short_by_their_bodies_are_not_the_last(
+    bench: StorageBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [task(number, retry_at_ms=number * 10, task_data=b"x" * 1000) for number in range(1, 9)]
+    later = task(9, not_before_wall=10**9)
+    bench.save(*rows, later)
+    monkeypatch.setattr(task_dao, "BACKLOG_BYTES_MAX", 3_000)
+
+    found, more = bench.queries.delayed(100)
+
+    assert more
+    assert 0 < len(found) < 8
+    assert [row.task_id for row in found] == list(range(1, len(found) + 1))

@@ -66,6 +66,10 @@ class DistributionCLI:
             return INTERRUPTED
         except BrokenPipeError:
             return self._reader_left()
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename else "input or output: "
+            self.out.note(f"zmqcluster: {what}{error.strerror or error}")
+            return FAILED
         except ClusterError as error:
             self.out.note(f"zmqcluster: {error}")
             return exit_code(error)

@@ -194,7 +194,8 @@ def _tell_end(call: Call, view: TaskDetailView) -> int:
         call.out.data(view)
     else:
         call.out.note(f"Task {view.task_id} is {view.state}.")
-        call.out.line(view.error or json.dumps(view.result, ensure_ascii=False))
+        is_good = view.state == TaskState.COMPLETED
+        call.out.line(json.dumps(view.result, ensure_ascii=False) if is_good else view.error)
     return DONE if view.state == TaskState.COMPLETED else FAILED
 
 

@@ -35,6 +35,7 @@ from zmqcluster.model import (
     NO_JOB,
     PROTOCOL_VERSION,
     DeviceId,
+    DeviceState,
     Outcome,
     RefusalCode,
     Role,
@@ -227,7 +228,8 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
     wait_ms = state.due_ms(task) - state.now_ms
     if wait_ms > 0:
         what = "its retry" if task.failures or task.deaths else "its not_before"
-        reasons.append(f"waiting for {what}, due in {wait_ms / 1000:.1f} s")
+        why = f" (it ended with: {task.error})" if task.error else ""
+        reasons.append(f"waiting for {what}, due in {wait_ms / 1000:.1f} s{why}")
     rate = state.rates.get(task.rate_key)
     if rate is not None and not rate.is_open(state.now_ms):
         opens_ms = rate.opens_at_ms() - state.now_ms
@@ -240,6 +242,8 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
     shape = state.queue.shapes.get((task.task_type, task.labels))
     if not state.fleet.by_peer:
         reasons.append("no device is online")
+    elif not any(one.state is DeviceState.ONLINE for one in state.fleet.online()):
+        reasons.append("every device that is online is drained")
     elif shape is not None and not state.fleet.could_run(shape):
         labels = f" with labels {task.labels}" if task.labels else ""
         reasons.append(f"no online device{labels} runs {task.task_type}")
@@ -248,7 +252,7 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
     )
     if ahead:
         reasons.append(f"at least {ahead} tasks of higher priority are ready")
-    if lane is None or task.task_id not in state.queue:
+    if wait_ms <= 0 and (lane is None or task.task_id not in state.queue):
         reasons.append("it waits in the database behind the tasks in memory")
     return reasons or ["it is ready: every device that could run it is busy"]
 

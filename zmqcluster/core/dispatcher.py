@@ -116,8 +116,9 @@ class TaskDispatcher:
         cause = cause_of(task, outcome)
         if outcome is Outcome.COMPLETED and task.cancel_requested:
             state.event("result_discarded", task=task, detail="it was cancelled before it ended")
+        # What went wrong before is with the attempts it happened to.
+        task.error = "" if outcome is Outcome.COMPLETED else error
         if outcome is not Outcome.COMPLETED:
-            task.error = error
             detail = f"{cause}: {error}" if error else str(cause)
             state.event(f"task_{outcome}", task=task, detail=detail)
         if cause is TaskCause.RETRIED or (cause is TaskCause.LOST and outcome is Outcome.DIED):

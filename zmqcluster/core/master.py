@@ -93,6 +93,7 @@ class MasterCore:
         self._dispatcher = TaskDispatcher(self._state)
         self._ticked_ms = past.clock_ms
         self._pruned_ms = past.clock_ms
+        self._first_offset_ms: int | None = None
         self._forgot_ms = past.clock_ms
         self._scheduled_offset_ms = 0
         backlog.recover(self._state, past)
@@ -274,6 +275,8 @@ class MasterCore:
         gap_ms = state.now_ms - self._ticked_ms
         self._ticked_ms = state.now_ms
         state.wall_offset_ms = event.wall_ms - state.now_ms
+        if self._first_offset_ms is None:
+            self._first_offset_ms = state.wall_offset_ms
         # Measured from the last step, so that a slow drift adds up to one.
         if abs(state.wall_offset_ms - self._scheduled_offset_ms) > _WALL_STEP_MS:
             self._scheduled_offset_ms = state.wall_offset_ms
@@ -290,7 +293,10 @@ class MasterCore:
         """One small step; a busy master takes many, an idle one is left asleep for a while."""
         state = self._state
         self._pruned_ms = state.now_ms
-        state.changes.prune_before_wall = max(0, state.wall_ms - state.settings.retention_ms)
+        # The wall clock as it was when we began, moved on by steady time: setting the clock
+        # forward must not make yesterday's results old. Set back, it keeps things longer.
+        steady_wall_ms = state.now_ms + min(self._first_offset_ms or 0, state.wall_offset_ms)
+        state.changes.prune_before_wall = max(0, steady_wall_ms - state.settings.retention_ms)
 
     def _fire_timers(self) -> None:
         state = self._state

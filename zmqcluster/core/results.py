@@ -140,7 +140,7 @@ def _salvage(
         and not _is_blind(result, facts)
     )
     if task is None or not is_last:
-        state.event(
+        state.event_of_peer(
             "result_fenced",
             device_id=device.device_id,
             task=task,

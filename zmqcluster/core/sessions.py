@@ -58,7 +58,7 @@ def on_hello(
     refusal = _hello_refusal(state, peer, principal, message)
     if refusal is not None:
         code, problem = refusal
-        state.event("hello_refused", device_id=message.device_id, detail=problem)
+        state.event_of_peer("hello_refused", device_id=message.device_id, detail=problem)
         state.send(peer, Refused(b"", code, problem))
         return
     device = _device_for(state, message)

@@ -44,6 +44,9 @@ _RECENT_KEYS: Final = 25_000
 # How often the clocks and the devices' tallies are saved; every statement of a commit is latency.
 _SAVE_EVERY_MS: Final = 1_000
 
+# Rows that one device's mistakes (or malice) of one kind may cost; the disk is finite.
+PEER_EVENTS_A_SECOND: Final = 20
+
 _COUNTED: Final[dict[TaskState, str]] = {
     TaskState.PENDING: "pending",
     TaskState.ASSIGNED: "running",
@@ -155,6 +158,8 @@ class MasterState:
         self._dirty_devices: dict[DeviceId, Device] = {}
         self._tallied: dict[DeviceId, Device] = {}
         self._clock_saved_ms = past.clock_ms - _SAVE_EVERY_MS
+        # (second, rows written in it) by kind and device: as many as there are devices with keys.
+        self._peer_events: dict[tuple[str, str], tuple[int, int]] = {}
         self._is_clock_wrong = False
 
     # --- time ---------------------------------------------------------------------------------
@@ -205,6 +210,22 @@ class MasterState:
                 detail=detail[:1000],
             )
         )
+
+    def event_of_peer(
+        self, kind: str, *, device_id: str, task: TaskRow | None = None, detail: str = ""
+    ) -> None:
+        """Like event, for what a peer can cause as often as it likes: all are counted, and so
+        many a second get a row; the last of them says that there may be more."""
+        second = self.now_ms // 1000
+        at, rows = self._peer_events.get((kind, device_id), (second, 0))
+        rows = rows + 1 if at == second else 1
+        self._peer_events[kind, device_id] = (second, rows)
+        if rows > PEER_EVENTS_A_SECOND:
+            self.count(kind)
+            return
+        if rows == PEER_EVENTS_A_SECOND:
+            detail = f"{detail} (further ones of this second are only counted)"
+        self.event(kind, task=task, device_id=device_id, detail=detail)
 
     def end_turn(self) -> Turn:
         """Copy what changed out, and start the next turn."""

@@ -228,10 +228,11 @@ def read_small_file(path: Path, *, secret: bool) -> str | None:
         return None
     except OSError as error:
         raise StartError(f"{path} cannot be read: {error.strerror}") from None
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > SMALL_FILE_BYTES_MAX:
+        os.close(descriptor)
+        raise StartError(f"{path} is not one of our files: move it away")
     with open(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > SMALL_FILE_BYTES_MAX:
-            raise StartError(f"{path} is not one of our files: move it away")
         if secret and facts.st_mode & OTHERS:
             raise StartError(
                 f"{path} can be read by other users (mode {stat.S_IMODE(facts.st_mode):04o}): "

@@ -32,6 +32,8 @@ SWITCH_INTERVAL_S: Final = 0.0005
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 JOIN_S: Final = 15.0
 EXIT_INTERRUPTED: Final = 130
+# `timeout` and terminals signal a process and its group: one wish, told twice.
+SIGNAL_ECHO_MS: Final = 300
 
 
 class DistributionServices:
@@ -96,7 +98,12 @@ class DistributionServices:
         Raises what ended a loop that was not asked to end.
         """
         interrupted = False
+        last_ms = -SIGNAL_ECHO_MS
         while (number := self._news.get()) is not None:
+            now_ms = self._clock.monotonic_ms()
+            is_echo, last_ms = now_ms - last_ms < SIGNAL_ECHO_MS, now_ms
+            if is_echo:
+                continue
             log.info("Stopping (%s)", signal.Signals(number).name)
             interrupted = interrupted or number == signal.SIGINT
             if self._worker is None:
