@@ -11,13 +11,16 @@ import pytest
 from tests.support.master_bench import MasterBench, spec
 from zmqcluster.core import balance
 from zmqcluster.core.balance import Balancer, Course
-from zmqcluster.core.fleet import AHEAD_US_PER_SLOT, SHORT_US_MAX, Device, PoolLoad
+from zmqcluster.core.fleet import AHEAD_US_PER_SLOT, SHORT_US_MAX, Device, Fleet, PoolLoad
+from zmqcluster.core.queue import Shape
 from zmqcluster.core.rows import DeviceRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.messages import (
     Capabilities,
+    DrainDevice,
     Hello,
     PoolOffer,
+    RateRule,
     ResultAck,
     SetStrategy,
     TaskOrder,
@@ -156,8 +159,9 @@ def test_a_pick_costs_the_same_in_a_large_fleet(
 
         monkeypatch.setattr(Device, "has_free_slot", lambda self, pool: counted(self))
         for _ in range(200):
-            picked = balancer.pick_free()
+            picked = balancer.best_free()
             assert picked is not None
+            balancer.chosen(picked)
             at = picked.pools[Pool.SYNC]
             at.in_hand += 1
             balancer.refresh(picked)
@@ -210,6 +214,110 @@ def test_labels_must_all_be_there() -> None:
     assert [one.task_id for one in master.orders("d3")] == [*nowhere]
 
 
+@pytest.mark.parametrize("strategy", [Strategy.ROUND_ROBIN, Strategy.WEIGHTED])
+def test_turns_count_whatever_labels_were_asked_for(strategy: Strategy) -> None:
+    master = with_strategy(strategy)
+    for name in ("d1", "d2", "d3"):
+        master.device(name, slots=9, labels=("gpu",) if name == "d1" else ())
+
+    master.submit(spec(labels=("gpu",)))
+    master.submit(spec(), spec())
+
+    assert [len(master.orders(name)) for name in ("d1", "d2", "d3")] == [1, 1, 1]
+
+
+def test_each_device_with_a_label_of_its_own_costs_no_more_than_one_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(count: int) -> tuple[int, int]:
+        """Places looked up for 10 tasks pinned to a device each, and for those nobody can take."""
+        master = MasterBench()
+        master.audited_tasks_max = 0
+        for index in range(count):
+            master.device(f"d{index}", labels=("linux", f"host={index}"))
+        looks = 0
+        real = Balancer.refresh
+
+        def counted(self: Balancer, device: Device) -> None:
+            nonlocal looks
+            looks += 1
+            real(self, device)
+
+        monkeypatch.setattr(Balancer, "refresh", counted)
+        for index in range(10):
+            master.submit(spec(labels=("linux", f"host={index}")))
+        for_hosts = looks
+        for index in range(10):
+            master.submit(spec(labels=("linux", f"nobody={index}")))
+        monkeypatch.undo()
+        return for_hosts, looks - for_hosts
+
+    assert work(200) == work(20)
+
+
+def test_tasks_nobody_can_take_cost_nothing_until_somebody_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    master = MasterBench()
+    master.device("d1", slots=3)
+    rate = RateRule("slow", delay_ms=1_000)
+    master.submit(
+        *[spec(labels=(f"host={index}",), rate_key="slow" * (index % 2)) for index in range(50)],
+        rates=(rate,),
+    )
+    picks = 0
+    real = Fleet.pick
+
+    def counted(self: Fleet, shape: Shape, *, free_only: bool) -> Device | None:
+        nonlocal picks
+        picks += 1
+        return real(self, shape, free_only=free_only)
+
+    monkeypatch.setattr(Fleet, "pick", counted)
+    master.submit()
+    assert len(master.orders("d1")) == 1
+    assert picks == 1
+
+    master.device("d2", slots=3, labels=("host=48", "host=30"))
+    assert len(master.orders("d2")) == 2
+    assert picks <= 5
+
+
+def test_what_waits_for_a_busy_device_goes_on_when_it_can_take_more() -> None:
+    master = MasterBench()
+    master.device("d1", credit=0)
+    master.device("d2", credit=1)
+    [there] = master.submit(spec()).task_ids
+    [first, second] = master.submit(spec(), spec()).task_ids
+    [order] = master.orders("d2")
+    assert order.task_id == there
+
+    master.changes(DrainDevice(b"on", "d1", on=True))
+    master.beat("d1", credit=1)
+    assert master.orders("d1") == []
+    master.changes(DrainDevice(b"off", "d1", on=False))
+    assert [one.task_id for one in master.orders("d1")] == [first]
+    master.changes(SetStrategy(b"s", Strategy.RANDOM))
+    master.ends("d2", order, run_us=1_000_000)
+
+    assert [one.task_id for one in master.orders("d2")] == [second]
+
+
+def test_types_of_equal_priority_take_turns_at_a_scarce_fleet() -> None:
+    master = MasterBench()
+    master.device("d1", types=("many", "few"))
+    master.submit(*[spec("many") for _ in range(20)])
+    master.submit(spec("few"), spec("few"))
+
+    seen = []
+    for _ in range(6):
+        [order] = master.orders("d1")
+        seen.append(order.task_type)
+        master.ends("d1", order, run_us=1_000_000)
+
+    assert seen.count("few") == 2
+
+
 def test_a_device_that_comes_back_with_other_abilities_is_taken_at_its_word() -> None:
     master = MasterBench()
     master.device("d1", slots=9)
@@ -224,9 +332,11 @@ def test_fleets_of_changing_abilities_leave_nothing_behind() -> None:
     master = MasterBench()
 
     for index in range(50):
-        master.device("d1", labels=(f"run{index}",))
+        master.device("d1", types=(f"type{index}",), labels=(f"run{index}",))
 
-    assert len(master.core.state.fleet.groups) == 1
+    fleet = master.core.state.fleet
+    assert [len(one.groups) for one in fleet.sections.values()] == [1]
+    assert list(fleet._labelled) == ["run49"]
 
 
 def test_pools_have_slots_of_their_own() -> None:
@@ -369,11 +479,10 @@ def test_what_failed_is_not_what_the_next_one_will_take() -> None:
     assert master.core.state.fleet.durations.expected_us("noop") is None
 
 
-def test_labels_and_shapes_without_end_are_looked_up_anew_and_not_kept(
+def test_labels_without_end_are_looked_up_anew_and_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("zmqcluster.core.fleet._LABELS_NAMED", 8)
-    monkeypatch.setattr("zmqcluster.core.fleet._SHAPES_REMEMBERED", 8)
+    monkeypatch.setattr("zmqcluster.core.fleet._SECTIONS_MAX", 4)
     master = MasterBench()
     labels = tuple(f"l{index}" for index in range(16))
     master.device("d1", slots=99, labels=labels)
@@ -382,7 +491,12 @@ def test_labels_and_shapes_without_end_are_looked_up_anew_and_not_kept(
     for pair in zip(labels, labels[1:] + labels[:1], strict=True):
         master.submit(spec(labels=pair), spec(labels=(pair[0], "nowhere")))
 
+    fleet = master.core.state.fleet
     assert len(master.orders("d1")) == 16
     assert master.orders("d2") == []
-    assert len(master.core.state.fleet._named) <= 10
-    assert len(master.core.state.fleet._suitable) <= 8
+    assert len(fleet.sections) == 5
+    assert len(fleet._sections_at) <= 4
+    assert len(fleet._joined[DeviceId("d1")].groups) <= 5
+    # What waits for labels that were forgotten is found again when they come.
+    master.device("d3", slots=99, labels=("l0", "nowhere"))
+    assert len(master.orders("d3")) == 1

@@ -580,9 +580,10 @@ def test_labels_nobody_asks_for_do_not_split_the_fleet(master: MasterBench) -> N
     for number in range(30):
         master.device(f"d{number}", labels=(f"host=h{number}", "gpu" if number % 2 else "cpu"))
     master.submit(spec())
-    assert len(master.core.state.fleet.groups) == 1
+    assert list(master.core.state.fleet.sections) == [()]
 
     master.submit(spec(labels=("gpu",)))
 
-    assert len(master.core.state.fleet.groups) == 2
+    assert list(master.core.state.fleet.sections) == [(), ("gpu",)]
+    assert [len(one.groups) for one in master.core.state.fleet.sections.values()] == [1, 1]
     assert sum(len(master.orders(f"d{number}")) for number in range(30)) == 2

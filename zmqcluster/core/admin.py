@@ -244,7 +244,7 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
         reasons.append("no device is online")
     elif not any(one.state is DeviceState.ONLINE for one in state.fleet.online()):
         reasons.append("every device that is online is drained")
-    elif shape is not None and not state.fleet.could_run(shape):
+    elif shape is not None and not state.fleet.runs(shape):
         labels = f" with labels {task.labels}" if task.labels else ""
         reasons.append(f"no online device{labels} runs {task.task_type}")
     ahead = sum(

@@ -227,7 +227,7 @@ class Balancer:
     """Devices of one profile that can take more tasks of one pool, in the strategy's order."""
 
     def __init__(self, strategy: Strategy, pool: Pool, rng: Random, course: Course) -> None:
-        self._pool = pool
+        self.pool = pool
         self._free: Ring = RINGS[strategy](pool, rng, course)
         self._busy: Ring = RINGS[strategy](pool, rng, course)
         self._place: dict[DeviceId, Ring] = {}
@@ -260,22 +260,21 @@ class Balancer:
         """Of its best device with a free slot, or of its best busy one."""
         return (self._free if is_free else self._busy).rank()
 
-    def pick_free(self) -> Device | None:
+    def best_free(self) -> Device | None:
         """The next device with a free slot, or None."""
-        for device in self._free.offer():
-            self._free.chosen(device)
-            return device
-        return None
+        return next(self._free.offer(), None)
 
-    def pick_busy(self, can_take: Callable[[Device], bool]) -> Device | None:
+    def best_busy(self, can_take: Callable[[Device], bool]) -> Device | None:
         """The next busy device that may be handed a task ahead, or None."""
-        for device in self._busy.offer():
-            if can_take(device):
-                self._busy.chosen(device)
-                return device
-        return None
+        return next((one for one in self._busy.offer() if can_take(one)), None)
+
+    def chosen(self, device: Device) -> None:
+        """Device gets a task, by this balancer's advice or another's; refresh() follows."""
+        ring = self._place.get(device.device_id)
+        if ring is not None:
+            ring.chosen(device)
 
     def _ring_of(self, device: Device) -> Ring | None:
         if not device.can_take_more or device.is_capped:
             return None
-        return self._free if device.has_free_slot(self._pool) else self._busy
+        return self._free if device.has_free_slot(self.pool) else self._busy

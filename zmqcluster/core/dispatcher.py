@@ -35,16 +35,23 @@ class TaskDispatcher:
 
     def dispatch(self) -> None:
         """Assign all that can be assigned now, highest priority first."""
-        queue = self._state.queue
-        if not len(queue) or not self._state.fleet.by_peer:
+        queue, fleet = self._state.queue, self._state.fleet
+        for key in fleet.take_woken():
+            queue.wake(key)
+        awake = queue.awake()
+        if not awake or not fleet.by_peer:
             return
-        blocked: set[tuple[str, str]] = set()
+        # Shapes that found no device. True: and will not before one of them changes.
+        blocked: dict[Shape, bool] = {}
         for priority in range(PRIORITY_MAX, -1, -1):
-            shapes = [one for one in queue.shapes_at(priority) if one.key not in blocked]
+            shapes = [one for one in awake if one.rotations[priority] and one not in blocked]
             while shapes:
                 shapes = [one for one in shapes if self._dispatch_some(one, priority, blocked)]
         self._send_orders()
         queue.take_back_aside()
+        for shape in queue.awake():
+            if blocked.get(shape) and fleet.will_wake(shape):
+                queue.sleep(shape)
 
     def assign(self, task: TaskRow, device: Device) -> None:
         """Make device the holder of a new attempt of task."""
@@ -68,7 +75,7 @@ class TaskDispatcher:
         )
         state.flights[task.task_id] = flight
         take(device, flight)
-        state.fleet.refresh(device)
+        state.fleet.took(device)
         state.record_open(task)
         start_within_ms = state.settings.start_within_ms if rate and rate.has_limits else 0
         order = TaskOrder(
@@ -140,7 +147,7 @@ class TaskDispatcher:
             # What waited longest goes first again.
             state.wait(task, first=True)
 
-    def _dispatch_some(self, shape: Shape, priority: int, blocked: set[tuple[str, str]]) -> bool:
+    def _dispatch_some(self, shape: Shape, priority: int, blocked: dict[Shape, bool]) -> bool:
         """One portion of a shape. False: it has nothing more to give, or nobody to give it to."""
         state = self._state
         for _ in range(_PORTION):
@@ -151,15 +158,18 @@ class TaskDispatcher:
                 state.move(task, TaskCause.CANCELLED)
                 continue
             rate = state.rates.get(task.rate_key)
-            device = state.fleet.pick(shape, free_only=rate is not None and rate.is_delayed)
+            free_only = rate is not None and rate.is_delayed
+            device = state.fleet.pick(shape, free_only=free_only)
             if device is not None:
                 self.assign(task, device)
+                state.queue.served(shape)
                 continue
             lane = state.lane_of(task)
             assert lane is not None, "its lane was there a moment ago"
             state.queue.push(task, lane, first=True)
-            if rate is None or not rate.is_delayed or not state.queue.set_aside(lane):
-                blocked.add(shape.key)
+            is_hopeless = not free_only or not state.fleet.runs(shape)
+            if is_hopeless or not state.queue.set_aside(lane):
+                blocked[shape] = is_hopeless
                 return False
         return True
 

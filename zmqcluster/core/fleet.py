@@ -21,9 +21,11 @@ SHORT_US_MAX: Final = 50_000
 AHEAD_US_PER_SLOT: Final = 150_000
 # Weight of the newest run in a type's expected run time.
 _NEWEST_WEIGHT: Final = 0.1
-# Labels that tasks have asked for, and shapes whose devices were looked up: beyond, begin anew.
-_LABELS_NAMED: Final = 256
-_SHAPES_REMEMBERED: Final = 10_000
+# Sets of labels that tasks have asked for and that are remembered; beyond, the oldest is forgotten.
+_SECTIONS_MAX: Final = 10_000
+
+Labels = tuple[str, ...]
+Types = tuple[tuple[str, Pool], ...]
 
 
 class Flight(Struct):
@@ -155,11 +157,79 @@ class Durations:
         return None if mean is None else int(mean)
 
 
-_Profile = tuple[tuple[tuple[str, Pool], ...], tuple[str, ...]]
+class Group:
+    """Devices of one section that run the same types: what one can run, all can."""
+
+    __slots__ = ("balancers", "members", "section", "types")
+
+    def __init__(self, section: Section, types: Types, balancers: dict[Pool, Balancer]) -> None:
+        self.section = section
+        self.types = types
+        self.balancers = balancers
+        self.members = 0
+
+
+class Section:
+    """The devices that have all the labels of one set, in groups."""
+
+    __slots__ = ("_suitable", "asleep", "groups")
+
+    def __init__(self) -> None:
+        # Keys of shapes that wait for a change of one of these devices.
+        self.asleep: dict[tuple[str, str], None] = {}
+        self.groups: dict[Types, Group] = {}
+        self._suitable: dict[str, list[Balancer]] = {}
+
+    def suitable_for(self, task_type: str) -> list[Balancer]:
+        """The groups whose devices run this type; that there are none is not remembered."""
+        found = self._suitable.get(task_type)
+        if found is None:
+            found = [
+                group.balancers[pool]
+                for types, group in self.groups.items()
+                for name, pool in types
+                if name == task_type
+            ]
+            if found:
+                self._suitable[task_type] = found
+        return found
+
+    def has_changed(self) -> None:
+        """A group came or went."""
+        self._suitable.clear()
+
+
+class Seats:
+    """Where a device sits that has joined, and under which labels it is found there."""
+
+    __slots__ = ("balancers", "device", "groups", "labels")
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.labels = device.labels
+        self.groups: list[Group] = []
+        self.balancers: list[Balancer] = []
+
+    def take(self, group: Group) -> None:
+        self.groups.append(group)
+        self.balancers += self._balancers_of(group)
+
+    def leave(self, section: Section) -> None:
+        """The section is no more."""
+        self.groups = [one for one in self.groups if one.section is not section]
+        self.balancers = [one for group in self.groups for one in self._balancers_of(group)]
+
+    def _balancers_of(self, group: Group) -> list[Balancer]:
+        return [one for pool, one in group.balancers.items() if pool in self.device.pools]
 
 
 class Fleet:
-    """All known devices, grouped by what they can run so that a pick never scans the fleet."""
+    """All known devices, in sections and groups so that a pick never scans the fleet.
+
+    There is a section for each set of labels that tasks have asked for, and none for labels that
+    nobody asks for: a host's own name is a label of its own. A device has a seat in each section
+    whose labels it has; most fleets have one section only, that of no labels.
+    """
 
     def __init__(self, strategy: Strategy, rng: Random) -> None:
         self.strategy = strategy
@@ -167,87 +237,100 @@ class Fleet:
         self.by_peer: dict[bytes, Device] = {}
         self.durations = Durations()
         self._rng = rng
-        self.groups: dict[_Profile, dict[Pool, Balancer]] = {}
-        self._profiles: dict[DeviceId, _Profile] = {}
-        self._members: dict[_Profile, int] = {}
         self._course = Course()
-        self._named: dict[str, None] = {}
-        self._suitable: dict[tuple[str, str], list[Balancer]] = {}
+        self.sections: dict[Labels, Section] = {(): Section()}
+        # Sections by their first label, and joined devices by each of theirs.
+        self._sections_at: dict[str, dict[Labels, Section]] = {}
+        self._labelled: dict[str, dict[DeviceId, Seats]] = {}
+        self._joined: dict[DeviceId, Seats] = {}
+        self._woken: dict[tuple[str, str], None] = {}
 
     def online(self) -> Iterable[Device]:
         return self.by_peer.values()
 
     def set_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
-        self._regroup()
-
-    def _name(self, labels: tuple[str, ...]) -> None:
-        """Tasks ask for these labels: from now on they tell groups of devices apart.
-
-        Labels nobody asks for (a host's own name, say) must not: each device would be a group.
-        """
-        new = [one for one in labels if one not in self._named]
-        if new:
-            if len(self._named) >= _LABELS_NAMED:
-                self._named.clear()
-            self._named.update(dict.fromkeys(labels))
-            self._regroup()
-
-    def _regroup(self) -> None:
-        self.groups.clear()
-        self._members.clear()
-        self._suitable.clear()
         self._course = Course()
-        joined, self._profiles = list(self._profiles), {}
-        for device_id in joined:
-            self.join(self.devices[device_id])
+        joined = [self.devices[device_id] for device_id in self._joined]
+        for device in joined:
+            self.leave(device)
+        for device in joined:
+            self.join(device)
 
     def join(self, device: Device) -> None:
         """Device has a session, or offers other types, labels or slots than before."""
         self.leave(device)
-        named = tuple(one for one in device.labels if one in self._named)
-        profile: _Profile = (tuple(sorted(device.types.items())), named)
-        self._profiles[device.device_id] = profile
-        self._members[profile] = self._members.get(profile, 0) + 1
-        if profile not in self.groups:
-            self.groups[profile] = {
-                pool: Balancer(self.strategy, pool, self._rng, self._course) for pool in Pool
-            }
-            self._suitable.clear()
+        seats = self._joined[device.device_id] = Seats(device)
+        self._seat(seats, self.sections[()])
+        for label in seats.labels:
+            self._labelled.setdefault(label, {})[device.device_id] = seats
+            for labels, section in self._sections_at.get(label, {}).items():
+                if set(labels) <= set(seats.labels):
+                    self._seat(seats, section)
         self.refresh(device)
 
     def leave(self, device: Device) -> None:
         """Device has no session any more."""
-        profile = self._profiles.get(device.device_id)
-        if profile is None:
+        seats = self._joined.pop(device.device_id, None)
+        if seats is None:
             return
-        for balancer in self.groups[profile].values():
-            balancer.remove(device)
-        del self._profiles[device.device_id]
-        self._members[profile] -= 1
-        if not self._members[profile]:
-            del self._members[profile], self.groups[profile]
-            self._suitable.clear()
+        for label in seats.labels:
+            del self._labelled[label][device.device_id]
+            if not self._labelled[label]:
+                del self._labelled[label]
+        for group in seats.groups:
+            _vacate(device, group)
 
     def refresh(self, device: Device) -> None:
-        """Device's load, credit or state changed."""
-        profile = self._profiles.get(device.device_id)
-        if profile is None:
+        """Device's load, credit or state changed, perhaps so that it can take more."""
+        seats = self._joined.get(device.device_id)
+        if seats is None:
             return
-        for pool, balancer in self.groups[profile].items():
-            if pool in device.pools:
-                balancer.refresh(device)
+        for balancer in seats.balancers:
+            balancer.refresh(device)
+        for group in seats.groups:
+            if group.section.asleep:
+                self._wake(group.section)
+
+    def took(self, device: Device) -> None:
+        """Device has one task more: its place changes, and nobody who waits can be helped by it."""
+        for balancer in self._joined[device.device_id].balancers:
+            balancer.refresh(device)
+
+    def runs(self, shape: Shape) -> bool:
+        """Is there a device, however busy, that may be given this shape?"""
+        return bool(self._section_of(shape).suitable_for(shape.task_type))
+
+    def will_wake(self, shape: Shape) -> bool:
+        """Name shape in take_woken() once a device that may be given it has changed.
+
+        False: its section was forgotten meanwhile.
+        """
+        section = self.sections.get(shape.labels)
+        if section is not None:
+            section.asleep[shape.key] = None
+        return section is not None
+
+    def take_woken(self) -> list[tuple[str, str]]:
+        """Keys of shapes that need not sleep any longer, since the last call."""
+        woken = list(self._woken)
+        self._woken.clear()
+        return woken
+
+    def knows_type(self, task_type: str) -> bool:
+        """Does any device that is online run this type?"""
+        return bool(self.sections[()].suitable_for(task_type))
 
     def pick(self, shape: Shape, *, free_only: bool) -> Device | None:
         """A device for one more task of this shape, by the strategy, or None.
 
         free_only: nothing may be handed out ahead (rate keys with a delay).
         """
-        balancers = self._suitable_for(shape)
+        balancers = self._section_of(shape).suitable_for(shape.task_type)
         for balancer in _in_order(balancers, is_free=True):
-            device = balancer.pick_free()
+            device = balancer.best_free()
             if device is not None:
-                return device
+                return self._chosen(device, balancer.pool)
         expected_us = self.durations.expected_us(shape.task_type)
         if free_only or expected_us is None or expected_us > SHORT_US_MAX:
             return None
@@ -256,30 +339,70 @@ class Fleet:
             return device.has_time_for(device.types[shape.task_type], expected_us)
 
         for balancer in _in_order(balancers, is_free=False):
-            device = balancer.pick_busy(can_take)
+            device = balancer.best_busy(can_take)
             if device is not None:
-                return device
+                return self._chosen(device, balancer.pool)
         return None
 
-    def could_run(self, shape: Shape) -> bool:
-        """Is there any device, however busy, that may be given this shape?"""
-        return any(
-            shape.task_type in device.types and set(shape.labels) <= set(device.labels)
-            for device in self.online()
-        )
+    def _chosen(self, device: Device, pool: Pool) -> Device:
+        """It is its turn no more, wherever it has a seat."""
+        for balancer in self._joined[device.device_id].balancers:
+            if balancer.pool is pool:
+                balancer.chosen(device)
+        return device
 
-    def _suitable_for(self, shape: Shape) -> list[Balancer]:
-        found = self._suitable.get(shape.key)
-        if found is None:
-            self._name(shape.labels)
-            if len(self._suitable) >= _SHAPES_REMEMBERED:
-                self._suitable.clear()
-            found = self._suitable[shape.key] = [
-                balancers[dict(types)[shape.task_type]]
-                for (types, labels), balancers in self.groups.items()
-                if shape.task_type in dict(types) and all(one in labels for one in shape.labels)
-            ]
-        return found
+    def _wake(self, section: Section) -> None:
+        self._woken.update(section.asleep)
+        section.asleep.clear()
+
+    def _section_of(self, shape: Shape) -> Section:
+        return self.sections.get(shape.labels) or self._open_section(shape.labels)
+
+    def _open_section(self, labels: Labels) -> Section:
+        """Tasks ask for these labels: from now on the devices that have them all lie together."""
+        if len(self.sections) > _SECTIONS_MAX:
+            self._close_oldest_section()
+        section = self.sections[labels] = Section()
+        self._sections_at.setdefault(labels[0], {})[labels] = section
+        for seats in self._having(labels):
+            self._seat(seats, section)
+            self.refresh(seats.device)
+        return section
+
+    def _close_oldest_section(self) -> None:
+        labels = next(one for one in self.sections if one)
+        section = self.sections.pop(labels)
+        del self._sections_at[labels[0]][labels]
+        if not self._sections_at[labels[0]]:
+            del self._sections_at[labels[0]]
+        for seats in self._having(labels):
+            seats.leave(section)
+        self._wake(section)
+
+    def _having(self, labels: Labels) -> list[Seats]:
+        rarest = min((self._labelled.get(label, {}) for label in labels), key=len)
+        return [seats for seats in rarest.values() if set(labels) <= set(seats.labels)]
+
+    def _seat(self, seats: Seats, section: Section) -> None:
+        types: Types = tuple(sorted(seats.device.types.items()))
+        group = section.groups.get(types)
+        if group is None:
+            balancers = {
+                pool: Balancer(self.strategy, pool, self._rng, self._course) for pool in Pool
+            }
+            group = section.groups[types] = Group(section, types, balancers)
+            section.has_changed()
+        group.members += 1
+        seats.take(group)
+
+
+def _vacate(device: Device, group: Group) -> None:
+    for balancer in group.balancers.values():
+        balancer.remove(device)
+    group.members -= 1
+    if not group.members:
+        del group.section.groups[group.types]
+        group.section.has_changed()
 
 
 def _in_order(balancers: list[Balancer], *, is_free: bool) -> list[Balancer]:

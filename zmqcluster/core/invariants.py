@@ -21,6 +21,7 @@ def check(state: MasterState) -> None:
         if device is None or device.flights.get(task_id) is not flight:
             _fail(flight.task, f"is in flight, and not among what {flight.device_id} holds")
     _check_devices(state)
+    _check_shapes(state)
     _check_rates(state)
     for job in state.jobs.values():
         counts = (job.pending, job.running, job.completed, job.failed, job.cancelled, job.dead)
@@ -59,6 +60,20 @@ def _check_devices(state: MasterState) -> None:
         for task_id, flight in device.flights.items():
             if state.flights.get(task_id) is not flight:
                 _fail(flight.task, f"is with {device.device_id}, and not in flight")
+
+
+def _check_shapes(state: MasterState) -> None:
+    for shape in state.queue.shapes.values():
+        for device in state.fleet.online() if shape.is_asleep else ():
+            pool = device.types.get(shape.task_type)
+            if (
+                pool is not None
+                and set(shape.labels) <= set(device.labels)
+                and device.can_take_more
+                and not device.is_capped
+                and device.has_free_slot(pool)
+            ):
+                raise InvariantError(f"{shape.key} sleeps, and {device.device_id} has a free slot")
 
 
 def _check_rates(state: MasterState) -> None:

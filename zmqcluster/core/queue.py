@@ -24,9 +24,12 @@ _ROW_BYTES: Final = 600
 
 
 class Shape:
-    """All ready tasks of one type and label set, and the lanes that may give one now."""
+    """All ready tasks of one type and label set, and the lanes that may give one now.
 
-    __slots__ = ("gone", "key", "labels", "lanes", "rotations", "task_type")
+    is_asleep: no device can take any; fleet.py knows when that may have changed.
+    """
+
+    __slots__ = ("gone", "is_asleep", "key", "labels", "lanes", "rotations", "task_type")
 
     def __init__(self, task_type: str, labels: str) -> None:
         self.key = (task_type, labels)
@@ -34,6 +37,7 @@ class Shape:
         self.labels = tuple(labels.split(",")) if labels else ()
         self.rotations: tuple[deque[Lane], ...] = tuple(deque() for _ in range(PRIORITY_MAX + 1))
         self.lanes = 0
+        self.is_asleep = False
         # Lanes that were dropped and may still be in a rotation.
         self.gone = 0
 
@@ -86,6 +90,8 @@ class ReadyQueue:
         self._lanes_max = lanes
         self.lanes: dict[LaneKey, Lane] = {}
         self.shapes: dict[tuple[str, str], Shape] = {}
+        # Those that may have a task to give; who was served longest ago is first.
+        self._awake: dict[Shape, None] = {}
         # The share of one lane in memory, when all are to have some.
         self.lane_quota = lane_tasks
         # Lanes to be read: those with nothing in memory, by priority, then those that run dry.
@@ -228,9 +234,28 @@ class ReadyQueue:
             if lane.count:
                 self._rotate_in(lane)
 
-    def shapes_at(self, priority: int) -> list[Shape]:
-        """Shapes that may have a task to give at this priority."""
-        return [shape for shape in self.shapes.values() if shape.rotations[priority]]
+    def awake(self) -> list[Shape]:
+        """Shapes that may have a task to give, and devices to give it to, in turn."""
+        for shape in [one for one in self._awake if not any(one.rotations)]:
+            del self._awake[shape]
+        return list(self._awake)
+
+    def served(self, shape: Shape) -> None:
+        """It got its portion: the others are first from now on."""
+        self._awake.pop(shape, None)
+        self._awake[shape] = None
+
+    def sleep(self, shape: Shape) -> None:
+        """No device can take any of its tasks until wake()."""
+        shape.is_asleep = True
+        self._awake.pop(shape, None)
+
+    def wake(self, key: tuple[str, str]) -> None:
+        """Some device may take tasks of this shape again; unknown is fine."""
+        shape = self.shapes.get(key)
+        if shape is not None and shape.is_asleep:
+            shape.is_asleep = False
+            self._awake[shape] = None
 
     def waiting(self, rate: RateKey) -> int:
         """How many tasks in memory wait for this key."""
@@ -353,6 +378,8 @@ class ReadyQueue:
         if not lane.rotated:
             lane.rotated = True
             lane.shape.rotations[lane.key.priority].append(lane)
+            if not lane.shape.is_asleep:
+                self._awake[lane.shape] = None
 
     def _drop_if_idle(self, lane: Lane) -> None:
         if lane.count or lane.more or lane.loading or self.lanes.get(lane.key) is not lane:
@@ -364,6 +391,7 @@ class ReadyQueue:
         lane.shape.lanes -= 1
         if not lane.shape.lanes:
             del self.shapes[lane.shape.key]
+            self._awake.pop(lane.shape, None)
         elif lane.rotated:
             self._note_gone(lane.shape)
 

@@ -416,9 +416,7 @@ class MasterState:
 
     def knows_type(self, task_type: str) -> bool:
         """Is there code for this type, here or on a device that is online?"""
-        return task_type in self._types or any(
-            task_type in device.types for device in self.fleet.online()
-        )
+        return task_type in self._types or self.fleet.knows_type(task_type)
 
     def known_job(self, job_id: JobId, facts: Facts) -> JobRow | None:
         """The job, brought into memory if only the database had it; None: there is none."""
