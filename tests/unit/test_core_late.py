@@ -166,7 +166,7 @@ def test_a_sweep_alone_closes_a_large_job_page_by_page() -> None:
 
 def test_a_refill_under_way_does_not_hide_what_was_spilled_meanwhile() -> None:
     queue = ReadyQueue(window_tasks=4, window_bytes=10**9, lane_tasks=4, lanes=4)
-    lane = queue.lane(LaneKey("noop", "", "", 5), None)
+    lane = queue.lane(LaneKey("noop", "", "", 5), None, 0)
     assert lane is not None
     taken = [queue.admit(row(task_id), lane) for task_id in range(1, 6)]
     assert taken == [True, True, False, False, False]

@@ -107,12 +107,12 @@ def test_stale_entries_of_cancelled_tasks_do_not_pile_up() -> None:
 
 def test_empty_lanes_do_not_pile_up_in_the_rotations() -> None:
     queue = ReadyQueue(1_000, 10**9, 100, 1_000)
-    keep = queue.lane(LaneKey("noop", "", "keep", 5), None)
+    keep = queue.lane(LaneKey("noop", "", "keep", 5), None, 0)
     assert keep is not None
     queue.push(row(1), keep)
 
     for index in range(2, 2_000):
-        lane = queue.lane(LaneKey("noop", "", f"k{index}", 5), None)
+        lane = queue.lane(LaneKey("noop", "", f"k{index}", 5), None, 0)
         assert lane is not None
         queue.push(row(index), lane)
         queue.remove(lane.tasks[0])
@@ -177,6 +177,59 @@ def test_closed_keys_with_large_tasks_block_nobody_either() -> None:
         done += run_all(master)
 
     assert {one.task_id for one in done} == set(fast.task_ids)
+
+
+def served_within(master: MasterBench, ms: int) -> list[int]:
+    """Tasks d1 is given and ends in that time, in order."""
+    end_ms, seen = master.now_ms + ms, []
+    while master.now_ms < end_ms:
+        seen += [one.task_id for one in run_all(master)]
+        master.advance(500)
+        master.beat("d1", seq=1)
+    return seen
+
+
+@pytest.mark.parametrize("data", [b"\x80", bytes(30_000)])
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_more_closed_keys_than_there_are_lanes_block_nobody(
+    is_restarted: bool, data: bytes
+) -> None:
+    master = MasterBench(Settings(lanes=8, window_bytes=100_000))
+    closed = tuple(RateRule(f"closed{n}", closed_for_ms=HOUR_MS) for n in range(20))
+    master.submit(*[spec(data=data, rate_key=one.rate_key) for one in closed], rates=closed)
+    wanted = master.submit(*[spec(rate_key=f"open{n}") for n in range(3)]).task_ids
+    if is_restarted:
+        master.restart()
+    master.device("d1", slots=9)
+
+    assert {*served_within(master, 60_000)} == {*wanted}
+    assert len(master.core.state.queue.lanes) <= 8
+    master.advance(HOUR_MS, step_ms=4_000)
+    master.device("d1", slots=9, reboot=True)
+    assert len(served_within(master, 60_000)) == 20
+    master.forget()
+    master.audit()
+
+
+def test_more_labels_nobody_has_than_there_are_lanes_block_nobody() -> None:
+    master = MasterBench(Settings(lanes=8))
+    master.submit(*[spec(labels=(f"nobody{n}",), priority=9) for n in range(40)])
+    wanted = master.submit(*[spec(priority=n) for n in (2, 4)]).task_ids
+    master.device("d1", slots=9)
+
+    assert {*served_within(master, 60_000)} == {*wanted}
+
+
+def test_more_lanes_of_a_low_priority_than_allowed_keep_no_high_one_waiting() -> None:
+    master = MasterBench(Settings(lanes=8))
+    master.submit(*[spec(rate_key=f"k{n}", priority=4) for n in range(40)])
+    master.advance(1_000)
+    [wanted] = master.submit(spec(priority=5)).task_ids
+
+    master.device("d1")
+
+    assert master.orders("d1")[0].task_id == wanted
+    assert len(master.core.state.queue.lanes) <= 8
 
 
 def test_a_delayed_task_that_falls_due_is_not_kept_out_by_a_full_window() -> None:

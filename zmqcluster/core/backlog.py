@@ -17,6 +17,8 @@ from zmqcluster.core.state import MasterState, Past
 from zmqcluster.model import DELAY_MS_MAX, JobState, TaskState
 
 _LANES_LISTED: Final = 1_000
+# So often, when there is no room for any.
+_LIST_EVERY_MS: Final = 1_000
 # Refills of one turn together stay small enough not to hold up the loop for long.
 _REFILLS_PER_TURN: Final = 8
 # Looking for lanes to shorten takes a look at all of them.
@@ -67,14 +69,15 @@ def on_lanes(state: MasterState, event: LanesListed) -> None:
     """Lanes were found in the database; those without room are found again another time."""
     listing = state.listing
     listing.is_asked = False
-    # A lane that found no room while this was read may not be in it.
-    listing.has_skipped = state.queue.take_missed() or listing.has_skipped
     has_room = True
     for key in event.lanes:
-        has_room = state.queue.listed(key, state.rate(key.rate_key))
+        # A new lane is read as long as there are lanes that are not listed, and so is this one.
+        has_room = state.lane(key) is not None
         if not has_room:
             break
         listing.after = key
+    # A lane that found no room while this was read, or was given up for another, may not be in it.
+    listing.has_skipped = state.queue.take_missed() or listing.has_skipped
     if has_room and not event.more:
         listing.after = None
         state.queue.unlisted = listing.has_skipped
@@ -109,8 +112,8 @@ def release_due(state: MasterState) -> None:
 def ask_for_more(state: MasterState) -> None:
     """Order what the window lacks: lanes not listed, lanes that run dry, the next due moments."""
     queue = state.queue
-    if queue.unlisted and not state.listing.is_asked and len(queue.lanes) < state.settings.lanes:
-        state.listing.is_asked = True
+    if queue.unlisted and not state.listing.is_asked and _may_list(state):
+        state.listing.is_asked, state.listing.asked_ms = True, state.now_ms
         if state.listing.after is None:
             queue.take_missed()
         state.act(ListLanes(state.listing.after, _LANES_LISTED))
@@ -154,6 +157,12 @@ def _recover_rate(state: MasterState, row: RateKeyRow) -> None:
     reopen(state, row.rate_key)
 
 
+def _may_list(state: MasterState) -> bool:
+    """Is there room for lanes, or is it time to see who has waited longer than those in memory?"""
+    is_time = state.now_ms - state.listing.asked_ms >= _LIST_EVERY_MS
+    return len(state.queue.lanes) < state.settings.lanes or is_time
+
+
 def _make_room(state: MasterState) -> None:
     """Full of tasks that cannot run now? Their lanes fall back on the database for others' sake."""
     queue = state.queue
@@ -161,7 +170,7 @@ def _make_room(state: MasterState) -> None:
         return
     if queue.is_starving or state.delays.needs_load(state.now_ms):
         state.shed_ms = state.now_ms
-        for task in queue.shed():
+        for task in queue.shed(state.now_ms):
             state.leave(task)
 
 

@@ -3,12 +3,13 @@
 Ready tasks lie in lanes, one for each (type, labels, rate key, priority). Tasks of the same type
 and labels form a shape: any device that can run one can run all. Within a shape and priority, open
 lanes take turns, so a slow or closed key never stands in front of another. A lane holds its first
-tasks in memory; the rest stays in the database until there is room (`more`).
+tasks in memory; the rest stays in the database until there is room (`more`). Where there are more
+lanes than may be in memory, one that has long given nothing is given up for another.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,6 +20,10 @@ from zmqcluster.model import PRIORITY_MAX, TaskId
 
 # Lanes of delayed keys passed over in one turn for want of a free slot.
 _ASIDE_MAX: Final = 32
+# A lane may be given up for one that finds no room when it has given nothing for this long, and
+# sooner for one of higher priority; not at once, because that one may be closed itself.
+_REST_MS: Final = 10_000
+_REST_FOR_HIGHER_MS: Final = 1_000
 # A task's cost to the window beside its data: the row, its strings and its place in the queue.
 _ROW_BYTES: Final = 600
 
@@ -49,11 +54,13 @@ class Lane:
     cursor: it has been read up to this id. loading: how many tasks the read under way may bring.
     is_hungry, is_starving: it waits for its turn to be read, in the queue of that name.
     spilled: tasks went to the database only since that read was asked for.
+    gave_ms: when it last gave a task, or was made.
     """
 
     __slots__ = (
         "count",
         "cursor",
+        "gave_ms",
         "is_hungry",
         "is_starving",
         "key",
@@ -66,8 +73,9 @@ class Lane:
         "tasks",
     )
 
-    def __init__(self, key: LaneKey, shape: Shape, rate: RateKey | None) -> None:
+    def __init__(self, key: LaneKey, shape: Shape, rate: RateKey | None, now_ms: int) -> None:
         self.key = key
+        self.gave_ms = now_ms
         self.shape = shape
         self.rate = rate
         self.tasks: deque[TaskRow] = deque()
@@ -89,6 +97,10 @@ class ReadyQueue:
         self._lane_tasks = lane_tasks
         self._lanes_max = lanes
         self.lanes: dict[LaneKey, Lane] = {}
+        # The same by priority, who gave a task longest ago first. Not dicts: finding the first key
+        # walks over all that were deleted before it.
+        self._by_rest = tuple(OrderedDict[Lane, None]() for _ in range(PRIORITY_MAX + 1))
+        self._given_up: list[TaskRow] = []
         self.shapes: dict[tuple[str, str], Shape] = {}
         # Those that may have a task to give; who was served longest ago is first.
         self._awake: dict[Shape, None] = {}
@@ -133,22 +145,27 @@ class ReadyQueue:
         return any(self._starving)
 
     def take_missed(self) -> bool:
-        """Has a lane found no room since the last call?"""
+        """Has a lane found no room, or been given up, since the last call?"""
         missed, self._has_missed = self._has_missed, False
         return missed
 
-    def lane(self, key: LaneKey, rate: RateKey | None) -> Lane | None:
-        """The lane of this key, made when there is room for one more; else None."""
+    def lane(self, key: LaneKey, rate: RateKey | None, now_ms: int) -> Lane | None:
+        """The lane of this key, made when there is room for one more; else None.
+
+        Another may be given up for it: take_given_up() follows.
+        """
         lane = self.lanes.get(key)
         if lane is not None:
             return lane
         if len(self.lanes) >= self._lanes_max:
             self.unlisted = self._has_missed = True
-            return None
+            if not self._give_one_up(key.priority, now_ms):
+                return None
         shape = self.shapes.get((key.task_type, key.labels))
         if shape is None:
             shape = self.shapes[key.task_type, key.labels] = Shape(key.task_type, key.labels)
-        lane = self.lanes[key] = Lane(key, shape, rate)
+        lane = self.lanes[key] = Lane(key, shape, rate, now_ms)
+        self._by_rest[key.priority][lane] = None
         shape.lanes += 1
         self._share()
         # Tasks of a lane that was forgotten for want of room may lie in the database.
@@ -203,6 +220,8 @@ class ReadyQueue:
                 self._drop_if_idle(lane)
                 continue
             task = self._take(lane)
+            lane.gave_ms = now_ms
+            self._by_rest[priority].move_to_end(lane)
             rotation.rotate(-1)
             return task
         return None
@@ -298,9 +317,21 @@ class ReadyQueue:
         lane.is_hungry = False
         return lane
 
-    def shed(self) -> list[TaskRow]:
-        """Shorten the longest lanes: their newest tasks, returned, are left to the database."""
+    def take_given_up(self) -> list[TaskRow]:
+        """Tasks left to the database since the last call, with the lanes that were given up."""
+        gone, self._given_up = self._given_up, []
+        return gone
+
+    def shed(self, now_ms: int) -> list[TaskRow]:
+        """Shorten the longest lanes: their newest tasks, returned, are left to the database.
+
+        When all are short, some that rest are given up.
+        """
         lanes = [lane for lane in self.lanes.values() if lane.count > 1 and not lane.loading]
+        if not lanes:
+            for _ in range(max(1, len(self.lanes) // 8)):
+                self._give_one_up(0, now_ms)
+            return self.take_given_up()
         longest = max((lane.count for lane in lanes), default=0)
         # Beyond its share at once, below it by and by: whatever goes has to be read again.
         fewer = longest - max(1, longest // 8)
@@ -324,14 +355,27 @@ class ReadyQueue:
         lane.cursor = min(lane.cursor, *(task.task_id - 1 for task in gone))
         return gone
 
-    def listed(self, key: LaneKey, rate: RateKey | None) -> bool:
-        """A lane was found in the database. False: no room for it now, list again later."""
-        is_known = key in self.lanes
-        lane = self.lane(key, rate)
-        if lane is not None and not is_known:
-            lane.more = True
-            self._note_hunger(lane)
-        return lane is not None
+    def _give_one_up(self, priority: int, now_ms: int) -> bool:
+        """Forget a lane that rests, for one of this priority. False: there is none."""
+        for level, lanes in enumerate(self._by_rest):
+            lane = next(iter(lanes), None)
+            rest_ms = _REST_FOR_HIGHER_MS if level < priority else _REST_MS
+            if lane is None or now_ms - lane.gave_ms < rest_ms:
+                continue
+            if lane.loading:
+                lanes.move_to_end(lane)
+                continue
+            for task in lane.tasks:
+                if self._is_live(task):
+                    del self._where[task.task_id]
+                    self._bytes -= _ROW_BYTES + len(task.task_data)
+                    self._given_up.append(task)
+            lane.tasks.clear()
+            lane.count, lane.more = 0, False
+            self.unlisted = self._has_missed = True
+            self._drop_if_idle(lane)
+            return True
+        return False
 
     def _take(self, lane: Lane) -> TaskRow:
         while True:
@@ -385,6 +429,7 @@ class ReadyQueue:
         if lane.count or lane.more or lane.loading or self.lanes.get(lane.key) is not lane:
             return
         del self.lanes[lane.key]
+        del self._by_rest[lane.key.priority][lane]
         if lane.rate is not None:
             del lane.rate.lanes[lane]
         self._share()

@@ -80,6 +80,7 @@ class Listing(Struct):
 
     after: LaneKey | None = None
     is_asked: bool = False
+    asked_ms: int = 0
     has_skipped: bool = False
 
 
@@ -353,8 +354,14 @@ class MasterState:
         return due
 
     def lane_of(self, task: TaskRow) -> Lane | None:
-        key = LaneKey(task.task_type, task.labels, task.rate_key, task.priority)
-        return self.queue.lane(key, self.rate(task.rate_key))
+        return self.lane(LaneKey(task.task_type, task.labels, task.rate_key, task.priority))
+
+    def lane(self, key: LaneKey) -> Lane | None:
+        """The lane of this key, if there is room for it; another may go to the database for it."""
+        lane = self.queue.lane(key, self.rate(key.rate_key), self.now_ms)
+        for task in self.queue.take_given_up():
+            self.leave(task)
+        return lane
 
     def rate(self, name: str) -> RateKey | None:
         """The limits of this key; None for the empty one, which has none."""
