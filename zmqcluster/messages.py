@@ -255,12 +255,12 @@ class Heartbeat(Wire, frozen=True, tag="beat"):
     credit: the most attempts the master may have in this device's hands, running and waiting.
     """
 
-    seq: Count32
+    seq: Int63
     sent_ms: DurationMs
     resources: Resources
     running: Annotated[int, Meta(ge=0, le=INVENTORY_MAX)]
     credit: Annotated[int, Meta(ge=0, le=CREDIT_MAX)]
-    assign_seq: Count32
+    assign_seq: Int63
     inventory: Inventory = ()
     draining: bool = False
 
@@ -326,7 +326,7 @@ class Assign(Wire, frozen=True, tag="assign"):
     """Run these. seq counts the Assign messages of this session from 1."""
 
     epoch: Int63
-    seq: Count32
+    seq: Int63
     orders: Annotated[tuple[TaskOrder, ...], Meta(max_length=CREDIT_MAX)]
 
 
@@ -339,7 +339,7 @@ class ResultAck(Wire, frozen=True, tag="ack"):
 class HeartbeatAck(Wire, frozen=True, tag="beat_ack"):
     """Echoes seq and sent_ms: the master counted you alive no earlier than sent_ms."""
 
-    seq: Count32
+    seq: Int63
     sent_ms: DurationMs
     epoch: Int63
     control: Control
