@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.master_bench import MasterBench, held, spec
 from zmqcluster.core.settings import Settings
+from zmqcluster.core.state import PEER_EVENTS_A_SECOND
 from zmqcluster.messages import AttemptRef, RateReport, RateRule, Returned, TaskOrder
 from zmqcluster.model import Outcome
 
@@ -281,3 +282,15 @@ def test_delayed_keys_waiting_for_a_slot_do_not_stop_handing_out_ahead(
 
     orders = master.orders("d1")
     assert sum(not master.task(order.task_id).rate_key for order in orders) == 100
+
+
+def test_rules_without_end_leave_no_rows_without_end() -> None:
+    master = MasterBench()
+    master.device("d1")
+
+    for number in range(10):
+        rules = tuple(RateRule(f"k{number}-{n}", closed_for_ms=9_000) for n in range(10))
+        master.hears("d1", RateReport(rules))
+
+    assert master.event_kinds().count("rate_key_closed") == PEER_EVENTS_A_SECOND
+    assert master.core.state.counters["rate_key_closed"] == 100

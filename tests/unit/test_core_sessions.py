@@ -8,6 +8,7 @@ import pytest
 from tests.support.master_bench import MasterBench, held, spec
 from zmqcluster.core.events import MessageReceived, Principal
 from zmqcluster.core.settings import Settings
+from zmqcluster.core.state import PEER_EVENTS_A_SECOND
 from zmqcluster.messages import (
     Abort,
     Assign,
@@ -85,6 +86,19 @@ def test_a_hello_for_another_device_is_refused(master: MasterBench) -> None:
     assert refused.code is RefusalCode.FORBIDDEN
     assert "hello_refused" in master.event_kinds()
     assert not master.core.state.fleet.by_peer
+
+
+def test_names_made_up_without_end_leave_no_rows_and_no_memory_without_end(
+    master: MasterBench,
+) -> None:
+    for number in range(100):
+        says(master, "peer", "d1", hello(f"made-up-{number}"))
+
+    rows = [one for one in master.store.events if one.kind == "hello_refused"]
+    assert len(rows) == PEER_EVENTS_A_SECOND
+    assert {one.device_id for one in rows} == {"d1"}
+    assert len(master.core.state._peer_events) == 1
+    assert master.core.state.counters["hello_refused"] == 100
 
 
 def test_a_hello_of_another_version_is_refused(master: MasterBench) -> None:

@@ -123,8 +123,11 @@ def add_task(
     return task_id, True
 
 
-def apply_rule(state: MasterState, rule: RateRule) -> None:
-    """Take over what somebody learned about a rate key. A longer closure in force wins."""
+def apply_rule(state: MasterState, rule: RateRule, device_id: str = "") -> None:
+    """Take over what somebody learned about a rate key. A longer closure in force wins.
+
+    device_id: who learned it; empty for clients.
+    """
     rate = state.rate(rule.rate_key)
     if rate is None:
         return
@@ -138,7 +141,8 @@ def apply_rule(state: MasterState, rule: RateRule) -> None:
         rate.concurrency = rule.concurrency
     if rule.closed_for_ms:
         rate.closed_until_ms = max(rate.closed_until_ms, state.now_ms + rule.closed_for_ms)
-        state.event("rate_key_closed", detail=f"{rate.name} for {rule.closed_for_ms} ms")
+        detail = f"{rate.name} for {rule.closed_for_ms} ms"
+        state.event_of_peer("rate_key_closed", device_id=device_id, detail=detail)
     if rate.row() != former:
         state.changes.rate_keys[rate.name] = rate.row()
     reopen(state, rate.name)

@@ -178,7 +178,7 @@ class MasterCore:
                 sessions.on_peer_lost(self._state, event.peer)
                 watching.forget_watcher(self._state, event.peer)
             case FrameRefused():
-                self._state.event(
+                self._state.event_of_peer(
                     "frame_refused", device_id=event.principal.device_id, detail=event.reason
                 )
             case FramesDropped():
@@ -232,7 +232,7 @@ class MasterCore:
             case Progress():
                 results.on_progress(state, device, message)
             case RateReport():
-                results.on_rate_report(state, message)
+                results.on_rate_report(state, device, message)
             case Goodbye():
                 sessions.on_goodbye(state, dispatcher, device, message)
             case Hello():

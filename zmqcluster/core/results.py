@@ -43,7 +43,7 @@ def on_results(
         else:
             _accept(state, dispatcher, device, flight, result, facts)
         for rule in result.rates:
-            apply_rule(state, rule)
+            apply_rule(state, rule, device.device_id)
         settled.append(AttemptRef(result.task_id, result.attempt))
     state.send(device.peer, ResultAck(tuple(settled)))
 
@@ -90,10 +90,10 @@ def on_progress(state: MasterState, device: Device, message: Progress) -> None:
             flight.progress, flight.note = note.done, note.note
 
 
-def on_rate_report(state: MasterState, message: RateReport) -> None:
+def on_rate_report(state: MasterState, device: Device, message: RateReport) -> None:
     """Rules learned in mid-task."""
     for rule in message.rates:
-        apply_rule(state, rule)
+        apply_rule(state, rule, device.device_id)
 
 
 def flight_of(state: MasterState, device: Device, task_id: int, attempt: int) -> Flight | None:
@@ -192,7 +192,10 @@ def _take_over(
     # Before the parent's own end, so that its job is never without an open task in between.
     for spec in result.children:
         if not state.knows_type(spec.task_type):
-            state.event("child_unroutable", task=task, detail=f"nobody runs {spec.task_type}")
+            detail = f"nobody runs {spec.task_type}"
+            state.event_of_peer(
+                "child_unroutable", device_id=device.device_id, task=task, detail=detail
+            )
         _, is_new = add_task(state, spec, task.job_id, task.task_id, facts)
         state.count("children_added" if is_new else "children_known")
     for record in result.records:

@@ -58,7 +58,7 @@ def on_hello(
     refusal = _hello_refusal(state, peer, principal, message)
     if refusal is not None:
         code, problem = refusal
-        state.event_of_peer("hello_refused", device_id=message.device_id, detail=problem)
+        state.event_of_peer("hello_refused", device_id=principal.device_id, detail=problem)
         state.send(peer, Refused(b"", code, problem))
         return
     device = _device_for(state, message)
@@ -68,7 +68,7 @@ def on_hello(
         state, dispatcher, device, message.inventory, is_hello=True, has_rebooted=has_rebooted
     )
     state.fleet.join(device)
-    state.event("device_online", device_id=device.device_id, detail=device.row.name)
+    state.event_of_peer("device_online", device_id=device.device_id, detail=device.row.name)
     state.log("info", f"Device {device.device_id} is online ({_slots_text(device)})")
     settings = state.settings
     state.send(

@@ -216,7 +216,10 @@ class MasterState:
         self, kind: str, *, device_id: str, task: TaskRow | None = None, detail: str = ""
     ) -> None:
         """Like event, for what a peer can cause as often as it likes: all are counted, and so
-        many a second get a row; the last of them says that there may be more."""
+        many a second get a row; the last of them says that there may be more.
+
+        device_id: whose key it is, and not who it says it is; empty for all others together.
+        """
         second = self.now_ms // 1000
         at, rows = self._peer_events.get((kind, device_id), (second, 0))
         rows = rows + 1 if at == second else 1
