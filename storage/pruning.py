@@ -22,32 +22,43 @@ PRUNED_JOBS_MAX: Final = 20
 PRUNED_PREFIX: Final = "pruned_"
 
 
-def prune(database: Database, before_wall: int) -> int:
-    """Delete a step's worth of what ended before this instant; says how many tasks went.
+def prune(database: Database, before_wall: int) -> bool:
+    """Delete a step's worth of what ended before this instant; is there more?
 
     Records stay: they are what the cluster worked for. The keys of enrolled devices stay too.
     """
+    rows_max = PRUNED_ROWS_MAX
+    steps = (
+        _prune_tasks(database, before_wall),
+        EventDAO(database).prune(before_wall, rows_max) >= rows_max,
+        DeviceHeartbeatDAO(database).prune(before_wall, rows_max) >= rows_max,
+        SubmissionDAO(database).prune(before_wall, rows_max) >= rows_max,
+        _prune_jobs(database, before_wall),
+    )
+    return any(steps)
+
+
+def _prune_tasks(database: Database, before_wall: int) -> bool:
+    """Ended tasks with their bodies and attempts; are there more?"""
     tasks = TaskDAO(database)
     task_ids = tasks.finished_before(before_wall, PRUNED_TASKS_MAX)
     tasks.delete(task_ids)
     TaskAssignmentDAO(database).delete_of_tasks(task_ids)
-    EventDAO(database).prune(before_wall, PRUNED_ROWS_MAX)
-    DeviceHeartbeatDAO(database).prune(before_wall, PRUNED_ROWS_MAX)
-    SubmissionDAO(database).prune(before_wall, PRUNED_ROWS_MAX)
-    _prune_jobs(database, before_wall)
-    return len(task_ids)
+    return len(task_ids) >= PRUNED_TASKS_MAX
 
 
-def _prune_jobs(database: Database, before_wall: int) -> None:
-    """Finished jobs without tasks: first their unique keys, then themselves.
+def _prune_jobs(database: Database, before_wall: int) -> bool:
+    """Finished jobs without tasks: first their unique keys, then themselves; are there more?
 
     Their counts are added up, so that totals stay exact.
     """
     jobs, keys = JobDAO(database), UniqueKeyDAO(database)
     keys_left = PRUNED_ROWS_MAX
-    for job in jobs.empty_and_old(before_wall, PRUNED_JOBS_MAX):
+    old = jobs.empty_and_old(before_wall, PRUNED_JOBS_MAX)
+    for job in old:
         keys_left -= keys.delete_of_job(job.job_id, keys_left)
         if keys_left <= 0:
-            return
+            return True
         MetaDAO(database).add({PRUNED_PREFIX + name: getattr(job, name) for name in COUNTED})
         jobs.delete(job.job_id)
+    return len(old) >= PRUNED_JOBS_MAX

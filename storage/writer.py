@@ -21,10 +21,10 @@ from storage.unique_key_dao import UniqueKeyDAO
 from zmqcluster.core.effects import Changes
 
 
-def apply(database: Database, changes: Changes) -> int:
+def apply(database: Database, changes: Changes) -> bool:
     """Commit these changes, all or none of them, in the order of their fields.
 
-    Returns how many old tasks were pruned: when that is PRUNED_TASKS_MAX there are more.
+    Returns whether pruning, if it was part of them, left anything for another step.
 
     Raises StorageError. Then it is unknown whether they are on disk: send nothing, stop, and
     rebuild from what the next start finds.
@@ -33,7 +33,7 @@ def apply(database: Database, changes: Changes) -> int:
         _write(database, changes)
         if changes.prune_before_wall:
             return prune(database, changes.prune_before_wall)
-    return 0
+    return False
 
 
 def _write(database: Database, changes: Changes) -> None:

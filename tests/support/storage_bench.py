@@ -26,12 +26,12 @@ class StorageBench:
         self.database: Database = open_writer(path, Durability.NORMAL)
         self.queries = Queries(path)
 
-    def save(self, *tasks: TaskRow, **fields: Any) -> int:
+    def save(self, *tasks: TaskRow, **fields: Any) -> bool:
         """Apply new tasks and other fields of a Changes."""
         new = {row.task_id: row for row in tasks}
         return apply(self.database, Changes(new_tasks=new, **fields))
 
-    def change(self, *tasks: TaskRow, **fields: Any) -> int:
+    def change(self, *tasks: TaskRow, **fields: Any) -> bool:
         """Apply changed tasks and other fields of a Changes."""
         return apply(self.database, Changes(tasks={row.task_id: row for row in tasks}, **fields))
 

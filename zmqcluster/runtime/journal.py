@@ -9,7 +9,8 @@ from queue import SimpleQueue
 from zmqcluster.core.effects import Changes
 from zmqcluster.errors import ClusterError, StorageError
 
-Apply = Callable[[Changes], int]
+# Writes one batch; says whether its step of pruning left anything for another.
+Apply = Callable[[Changes], bool]
 
 
 class Journal:
@@ -24,8 +25,8 @@ class Journal:
         self._on_done = on_done
         self._work: SimpleQueue[Changes | None] = SimpleQueue()
         self._done: SimpleQueue[ClusterError | None] = SimpleQueue()
-        # What apply returned last: how many old tasks were pruned.
-        self.pruned = 0
+        # What apply returned last.
+        self.prune_more = False
         self._busy = False
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
@@ -62,7 +63,7 @@ class Journal:
     def _write(self) -> None:
         while (changes := self._work.get()) is not None:
             try:
-                self.pruned = self._apply(changes)
+                self.prune_more = self._apply(changes)
             except ClusterError as error:
                 self._done.put(error)
             except Exception as error:  # noqa: BLE001  # top of a thread: it must not die silently

@@ -15,7 +15,6 @@ from typing import Final
 
 import zmq
 
-from storage.pruning import PRUNED_TASKS_MAX
 from storage.queries import Queries
 from zmqcluster import codec
 from zmqcluster.core.effects import (
@@ -167,13 +166,17 @@ class MasterRuntime:
             while not (self._is_stopping and self._is_settled()):
                 self._turn()
         finally:
-            self._mailbox.close(StartError("the master is stopping"))
-            self._journal.close()
+            self._close_inside()
 
     def close(self) -> None:
-        """After run() has ended."""
+        """After run() has ended, or instead of it; harmless when done twice."""
+        self._close_inside()
         self._sockets.close()
         self._doorbell.close()
+
+    def _close_inside(self) -> None:
+        self._mailbox.close(StartError("the master is stopping"))
+        self._journal.close()
 
     def _turn(self) -> None:
         self._wait()
@@ -195,8 +198,7 @@ class MasterRuntime:
             self._receive(events)
         events += [PeerLost(peer) for peer in self._lost_peers()]
         if is_committed:
-            more = self._journal.pruned >= PRUNED_TASKS_MAX
-            events.append(Committed(self._committing_turn, more))
+            events.append(Committed(self._committing_turn, self._journal.prune_more))
         self._decide(now_ms, events)
         self._commit()
 
