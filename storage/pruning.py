@@ -16,6 +16,8 @@ from storage.task_dao import TaskDAO
 from storage.unique_key_dao import UniqueKeyDAO
 
 PRUNED_TASKS_MAX: Final = 500
+# SQLite walks through every page of a large body to free it: 500 bodies of a MiB took 0.7 s.
+PRUNED_BYTES_MAX: Final = 16 * 1024 * 1024
 PRUNED_ROWS_MAX: Final = 1_000
 PRUNED_JOBS_MAX: Final = 20
 # Names of the numbers in which the counts of pruned jobs live on.
@@ -41,10 +43,10 @@ def prune(database: Database, before_wall: int) -> bool:
 def _prune_tasks(database: Database, before_wall: int) -> bool:
     """Ended tasks with their bodies and attempts; are there more?"""
     tasks = TaskDAO(database)
-    task_ids = tasks.finished_before(before_wall, PRUNED_TASKS_MAX)
+    task_ids, more = tasks.finished_before(before_wall, PRUNED_TASKS_MAX, PRUNED_BYTES_MAX)
     tasks.delete(task_ids)
     TaskAssignmentDAO(database).delete_of_tasks(task_ids)
-    return len(task_ids) >= PRUNED_TASKS_MAX
+    return more
 
 
 def _prune_jobs(database: Database, before_wall: int) -> bool:

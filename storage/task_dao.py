@@ -148,20 +148,23 @@ class TaskDAO(DAO):
         ).fetchone()
         return bool(found)
 
-    def finished_before(self, before_wall: int, limit: int) -> list[int]:
-        """Terminal tasks that ended before this instant, oldest first.
+    def finished_before(
+        self, before_wall: int, limit: int, bytes_max: int
+    ) -> tuple[list[int], bool]:
+        """Terminal tasks that ended before this instant, oldest first; are there more?
 
+        bytes_max: of their bodies together; one task may exceed it alone.
         Never the task with the highest id: the next id is counted from it, and ids only grow.
         """
-        found = self._database.conn.execute(
-            """SELECT task_id FROM tasks INDEXED BY tasks_finished
-            WHERE finished_wall > 0 AND finished_wall < ?
-            AND state IN ('completed', 'failed', 'cancelled', 'dead')
-            AND task_id < (SELECT max(task_id) FROM tasks)
-            ORDER BY finished_wall LIMIT ?""",
-            (before_wall, limit),
-        )
-        return [task_id for (task_id,) in found.fetchall()]
+        found = self._database.conn.execute(_FINISHED, (before_wall, limit + 1)).fetchall()
+        task_ids: list[int] = []
+        bytes_left = bytes_max
+        for task_id, body_bytes in found[:limit]:
+            if bytes_left <= 0:
+                break
+            task_ids.append(task_id)
+            bytes_left -= body_bytes
+        return task_ids, len(task_ids) < len(found)
 
     def delete(self, task_ids: Sequence[int]) -> None:
         self._DELETE.run(self._database.conn, task_ids)
@@ -188,6 +191,15 @@ _SCHEDULED: Final = (
     "WHERE state = 'pending' AND retry_at_ms = 0 AND not_before_wall > 0 "
     "ORDER BY not_before_wall LIMIT ?"
 )
+# length() of a blob is in its row's header: nothing of the blob is read.
+_FINISHED: Final = """
+    SELECT task_id, length(result) + coalesce(length(task_data), (
+        SELECT length(task_data) FROM task_bodies WHERE task_bodies.task_id = tasks.task_id))
+    FROM tasks INDEXED BY tasks_finished
+    WHERE finished_wall > 0 AND finished_wall < ?
+    AND state IN ('completed', 'failed', 'cancelled', 'dead')
+    AND task_id < (SELECT max(task_id) FROM tasks)
+    ORDER BY finished_wall LIMIT ?"""
 _FIRST_LANE: Final = (
     f"SELECT {LANE} FROM tasks INDEXED BY tasks_ready WHERE {READY} ORDER BY {LANE} LIMIT 1"
 )

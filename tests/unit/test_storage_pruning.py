@@ -69,6 +69,18 @@ def test_a_step_is_small_and_says_whether_there_may_be_more(bench: StorageBench)
     assert left == [(True, 11), (False, 1)]
 
 
+@pytest.mark.parametrize("body", ["task_data", "result"])
+def test_large_bodies_make_a_step_smaller(
+    bench: StorageBench, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.setattr(pruning, "PRUNED_BYTES_MAX", 10_000)
+    bench.save(*(ended(i, OLD, **{body: b"x" * 4_000}) for i in range(1, 6)), task(9))
+
+    left = [(bench.save(prune_before_wall=BEFORE), bench.count("tasks")) for _ in range(3)]
+
+    assert left == [(True, 3), (False, 1), (False, 1)]
+
+
 Rows = Callable[[int], dict[str, Any]]
 
 # Each kind of thing that grows by itself: devices beat and events happen while no task ends.
