@@ -72,6 +72,8 @@ _WORDS: Final = {
     "SQLITE_CANTOPEN": "it cannot be opened: make {folder} writable, or use another data_dir",
     "SQLITE_PERM": "permission denied: make {folder} writable, or use another data_dir",
     "SQLITE_FULL": "the disk is full: free some space and start again",
+    # It maps the -shm file into memory, so there must be room for it.
+    "SQLITE_IOERR_SHM": "there is no room for its -shm file: free some space and start again",
     "SQLITE_IOERR": "the disk failed ({error}): check it, then start again",
     "SQLITE_CORRUPT": "it " + _DAMAGED.replace("{}", "{error}"),
     "SQLITE_NOTADB": "it is not a database: move it away, or use another data_dir",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -146,6 +147,27 @@ def test_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
 
     assert lock is not None
     lock.close()
+
+
+def test_lock_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    data.lock_file.mkdir()
+
+    with pytest.raises(StartError, match=f"^{data.lock_file} cannot be opened: Is a directory$"):
+        data.lock_master()
+
+
+def test_full_disk_does_not_keep_a_lock_from_holding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", no_room)
+    data = DataDir(tmp_path / "data")
+
+    with data.lock_master(), pytest.raises(StartError, match="another master already uses"):
+        data.lock_master()
 
 
 def test_workers_take_the_lowest_free_folder_and_find_their_id_again(tmp_path: Path) -> None:

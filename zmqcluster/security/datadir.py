@@ -42,8 +42,14 @@ class FileLock:
 
     @classmethod
     def try_take(cls, path: Path) -> Self | None:
-        """The lock, or None while somebody else (also in this process) holds it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        """The lock, or None while somebody else (also in this process) holds it.
+
+        Raises StartError when the file cannot be made, opened or locked.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+        except OSError as error:
+            raise StartError(f"{path} cannot be opened: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,9 +58,11 @@ class FileLock:
         except OSError as error:
             os.close(descriptor)
             raise StartError(f"{path} cannot be locked: {error.strerror}") from None
-        os.fchmod(descriptor, FILE_MODE)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # A full disk has no room for the pid, and the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, FILE_MODE)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return cls(descriptor)
 
     def close(self) -> None:
