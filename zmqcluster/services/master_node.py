@@ -100,6 +100,9 @@ class MasterNode:
         base = database.open_writer(self.data_dir.database, config.durability)
         stack.callback(base.close)
         past = _past(base, clock)
+        self._spent_tokens = {
+            one.token_id for one in past.tokens if one.revoked_wall or one.uses_left <= 0
+        }
         self._keys = load_or_create_key_pair(self.data_dir.keys_folder(), "server")
         allowlist = self._allowlist(past)
         sockets = MasterSockets(
@@ -166,14 +169,17 @@ class MasterNode:
         return allowlist
 
     def _offer_local_join(self) -> None:
-        """Workers started with the same data directory find a token there and need no other."""
+        """Workers started with the same data directory find a token there and need no other.
+
+        It is the same one at each start, until the operator revokes it.
+        """
         config = self._config
         token = None
         with contextlib.suppress(ConfigError):
             token = load_join_token(self.data_dir)
         wanted = (self._keys.public, config.dispatch_port, config.control_port)
         known = token and (token.server_public, token.dispatch_port, token.control_port)
-        if token is None or known != wanted:
+        if token is None or known != wanted or token.token_id in self._spent_tokens:
             token = new_join_token(
                 host="",
                 dispatch_port=config.dispatch_port,
