@@ -436,6 +436,24 @@ def test_one_turn_reads_no_more_than_asked_for(master: MasterBench, peers: Peers
     assert max(counts) <= 3
 
 
+def test_receive_stops_at_its_bytes_however_few_frames_they_are(
+    master: MasterBench, peers: Peers
+) -> None:
+    worker = peers()
+    worker.send(b"hello")
+    master.until(lambda: bool(master.received))
+    for _ in range(9):
+        worker.send(b"x" * 1000)
+    router = master.sockets.sockets[0]
+
+    counts: list[int] = []
+    while sum(counts) < 9 and router.poll(1000):
+        counts.append(len(master.sockets.receive(100, bytes_max=2500)))
+
+    assert sum(counts) == 9
+    assert max(counts) <= 3
+
+
 def test_wrong_server_key_never_connects_and_is_told_apart(
     master: MasterBench, peers: Peers
 ) -> None:

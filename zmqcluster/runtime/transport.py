@@ -18,6 +18,7 @@ from msgspec import Struct
 from zmq.utils import z85
 
 from zmqcluster.core.events import Principal
+from zmqcluster.model import FRAME_BYTES_MAX
 from zmqcluster.runtime.connections import Connections
 from zmqcluster.runtime.socket_options import (
     CONTROL_IN_BYTES_MAX,
@@ -138,14 +139,18 @@ class MasterSockets:
         """To be polled for POLLIN: call receive(), lost_peers() and answer_zap() when any is."""
         return (self._router, self._monitor.socket, self._zap_socket)
 
-    def receive(self, frames_max: int) -> list[Received]:
+    def receive(self, frames_max: int, bytes_max: int = FRAME_BYTES_MAX) -> list[Received]:
         """What peers sent, at most this many messages, in order: (peer, principal, frame).
 
+        bytes_max: no more is read once there is as much; the last frame may go beyond it.
         A message of any other shape than one frame, and any of a key that is not allowed (any
         more), is dropped and counted. 1.7 us a message of 100 bytes, all checks included.
         """
         received: list[Received] = []
+        bytes_left = bytes_max
         for _ in range(frames_max):
+            if bytes_left <= 0:
+                break
             try:
                 peer = self._router.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -162,6 +167,7 @@ class MasterSockets:
                 continue
             self._note(peer, frame)
             received.append((peer, principal, frame.bytes))
+            bytes_left -= len(frame)
         self.counters.received += len(received)
         return received
 
