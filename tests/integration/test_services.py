@@ -72,7 +72,7 @@ def test_second_master_on_one_data_directory_is_refused_and_harms_nothing(
 ) -> None:
     services.start()
 
-    with pytest.raises(StartError, match="another master .* already uses"):
+    with pytest.raises(StartError, match=r"another master .* already uses"):
         DistributionServices(config).open()
 
     token = RevokeToken(REQUEST, "no-such-token")

@@ -115,6 +115,7 @@ class MasterNode:
             sockets.control_port,
             self._keys.public,
             sockets.serve_door,
+            clock.monotonic_ms,
         )
         core = MasterCore(_settings(config, registry, self.device_id), past, rng)
         queries = Queries(self.data_dir.database)
