@@ -11,10 +11,10 @@ from typing import Final
 
 import psutil  # type: ignore[import-untyped]  # ships no types
 
+from zmqcluster import __version__
 from zmqcluster.messages import Capabilities, Resources
 from zmqcluster.model import NAME_CHARS_MAX, DeviceId
 
-VERSION: Final = "0.1.0"
 _ADDRESSES_MAX: Final = 16
 # Interfaces that come and go with containers say nothing about where a device can be reached.
 _TRANSIENT: Final = ("lo", "veth", "docker", "br-", "virbr")
@@ -51,7 +51,7 @@ class DeviceManager:
             cpu_count=_usable_cpus(),
             memory_bytes=psutil.virtual_memory().total,
             addresses=_addresses(),
-            version=VERSION,
+            version=__version__,
         )
 
     def sample(self, now_ms: int) -> Resources:

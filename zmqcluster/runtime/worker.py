@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import structs
 
 from executors.context import ExecutorSettings
+from zmqcluster import __version__
 from zmqcluster.config import ClusterConfig
 from zmqcluster.core.worker import WorkerCore
 from zmqcluster.core.worker_events import StopWorker, WorkerSettings
@@ -21,7 +22,7 @@ from zmqcluster.errors import ConfigError
 from zmqcluster.messages import PoolOffer
 from zmqcluster.model import SLOTS_MAX, TASK_TYPES_MAX, DeviceId, SchedulerMode
 from zmqcluster.runtime.clock import Clock, SystemClock
-from zmqcluster.runtime.device_manager import VERSION, DeviceManager
+from zmqcluster.runtime.device_manager import DeviceManager
 from zmqcluster.runtime.doorbell import Doorbell
 from zmqcluster.runtime.hosts import HostPool
 from zmqcluster.runtime.hosts_settings import HostSettings
@@ -175,7 +176,7 @@ def host_settings(config: ClusterConfig, folder: WorkerFolder, device_id: Device
             data_dir=str(folder.path),
             sources_dir=str(Path(config.data_dir).absolute() / "sources"),
             device_id=device_id,
-            version=VERSION,
+            version=__version__,
         ),
         sync_slots=min(count, SYNC_SLOTS_MAX),
     )
