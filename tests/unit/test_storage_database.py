@@ -28,12 +28,26 @@ def test_a_new_database_is_private_and_in_wal_mode(tmp_path: Path) -> None:
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
-@pytest.mark.parametrize(("durability", "level"), [(Durability.FULL, 2), (Durability.NORMAL, 1)])
+@pytest.mark.parametrize(
+    ("durability", "waits_for"),
+    [
+        (Durability.FULL, {"synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1}),
+        (Durability.NORMAL, {"synchronous": 1, "fullfsync": 0, "checkpoint_fullfsync": 1}),
+    ],
+)
 def test_durability_decides_what_waits_for_the_disk(
-    tmp_path: Path, durability: Durability, level: int
+    tmp_path: Path, durability: Durability, waits_for: dict[str, int]
 ) -> None:
     with closing(open_writer(tmp_path / "cluster.db", durability)) as opened:
-        assert opened.conn.execute("PRAGMA synchronous").fetchone() == (level,)
+        found = {name: opened.execute(f"PRAGMA {name}").fetchone()[0] for name in waits_for}
+
+    assert found == waits_for
+
+
+def test_no_connection_maps_the_file(tmp_path: Path) -> None:
+    with storage_bench(tmp_path) as bench, closing(open_reader(bench.path)) as reader:
+        for one in (bench.database, reader):
+            assert one.execute("PRAGMA mmap_size").fetchone() == (0,)
 
 
 def test_the_file_can_be_opened_again_and_is_one_file_when_closed(tmp_path: Path) -> None:
