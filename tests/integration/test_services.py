@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,28 @@ import pytest
 import zmqcluster
 from storage import writer
 from tests.support.cluster import free_ports
+from zmqcluster.codec import decode_to_client, decode_to_worker, encode
 from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import ConfigError, StartError, StorageError
-from zmqcluster.messages import Changed, DrainDevice, RevokeToken
-from zmqcluster.model import SchedulerMode
+from zmqcluster.messages import (
+    CancelTasks,
+    Changed,
+    CreateToken,
+    DrainDevice,
+    Enrol,
+    Enrolled,
+    Finished,
+    RevokeDevice,
+    RevokeToken,
+    Submit,
+    Submitted,
+    TaskSpec,
+    Watch,
+)
+from zmqcluster.model import PROTOCOL_VERSION, Role, SchedulerMode
+from zmqcluster.runtime.transport import PeerSockets
 from zmqcluster.security.datadir import DataDir
+from zmqcluster.security.keys import KeyPair, load_public_key, new_key_pair
 from zmqcluster.security.tokens import load_join_token
 from zmqcluster.services import DistributionServices
 from zmqcluster.services.master_node import MasterNode
@@ -98,6 +117,58 @@ def test_master_that_cannot_save_ends_with_the_reason_and_answers_nobody_more(
     assert isinstance(unsaved.exception(DEADLINE_S), StartError)
     late = runtime.post(DrainDevice(REQUEST, "d", on=True))
     assert isinstance(late.exception(DEADLINE_S), StartError)
+
+
+def test_revoked_client_hears_no_more_of_what_it_watched(services: DistributionServices) -> None:
+    services.start()
+    runtime = master_of(services).runtime
+    spy, friend = (client_named(services, name) for name in ("spy", "friend"))
+    with closing(spy), closing(friend):
+        spy.send(encode(Submit(REQUEST, (TaskSpec("noop", b"\x80"),), watch=True)))
+        submitted = decode_to_client(received(spy))
+        assert isinstance(submitted, Submitted)
+        friend.send(encode(Watch(REQUEST, submitted.task_ids)))
+        received(friend)
+
+        runtime.post(RevokeDevice(b"1" * 16, "spy")).result(DEADLINE_S)
+        runtime.post(CancelTasks(b"2" * 16, submitted.task_ids)).result(DEADLINE_S)
+
+        assert isinstance(decode_to_client(received(friend)), Finished)
+        assert not any(isinstance(one, Finished) for one in map(decode_to_client, left_in(spy)))
+
+
+def client_named(services: DistributionServices, name: str) -> PeerSockets:
+    """A program with a client's key of its own."""
+    bootstrap, keys = new_key_pair(), new_key_pair()
+    token = CreateToken(name.encode(), name, bootstrap.public, Role.CLIENT, 0, 1)
+    master_of(services).runtime.post(token).result(DEADLINE_S)
+    with closing(peer_of(services, bootstrap)) as newcomer:
+        newcomer.send(encode(Enrol(PROTOCOL_VERSION, keys.public, name)))
+        assert isinstance(decode_to_worker(received(newcomer)), Enrolled)
+    return peer_of(services, keys)
+
+
+def peer_of(services: DistributionServices, keys: KeyPair) -> PeerSockets:
+    public = load_public_key(Path(services.config.data_dir) / "keys" / "server.pub")
+    assert public is not None
+    return PeerSockets("127.0.0.1", services.config.dispatch_port, 0, public, keys)
+
+
+def received(peer: PeerSockets) -> bytes:
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        peer.poll(100)
+        peer.poll_monitor()
+        for frame in peer.receive(1):
+            return frame
+    raise AssertionError("nothing came")
+
+
+def left_in(peer: PeerSockets) -> list[bytes]:
+    """What was sent to it before anybody else was told."""
+    peer.poll_monitor()
+    peer.poll(200)
+    return peer.receive(10)
 
 
 def test_the_token_for_workers_of_this_machine_is_made_anew_once_revoked(

@@ -294,6 +294,8 @@ class MasterRuntime:
                 self._allowlist.allow(public_key, principal)
             case DenyKey(public_key):
                 self._allowlist.deny(public_key)
+                # Nothing of it is heard any more; and as one that is gone, it is told nothing.
+                self._answers += map(PeerLost, self._sockets.peers_of(public_key))
             case Log(level, text):
                 log.log(_LEVELS[level], "%s", text)
             case _ if self._is_stopping:
