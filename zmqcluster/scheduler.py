@@ -64,11 +64,9 @@ class TaskScheduler:
         Returns whether all have ended in time. Again, or before start: nothing happens.
         """
         for loop, name in ((self._worker, "worker"), (self._master, "master")):
-            if loop is None:
-                continue
-            loop.stop()
             for thread in self._threads:
-                if thread.name == name:
+                if loop is not None and thread.name == name:
+                    loop.stop()
                     thread.join(timeout_s)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         return not self._threads
