@@ -164,6 +164,10 @@ def test_wrong_value_is_named_with_what_was_given_and_what_is_allowed(
         ('{"contact": null}', "contact"),
         ('{"contact": "\\ud800@x"}', "contact"),
         ('{"mode": ["master"]}', "mode"),
+        ('{"heartbeat_interval": NaN}', "heartbeat_interval"),
+        ('{"heartbeat_interval": -Infinity}', "heartbeat_interval"),
+        ('{"master_port": ' + "9" * 5000 + "}", "master_port"),
+        ('{"device_timeout": ' + "9" * 5000 + "}", "device_timeout"),
     ],
 )
 def test_wrong_json_type_is_refused_not_converted(document: str, name: str) -> None:
@@ -180,9 +184,6 @@ def test_wrong_json_type_is_refused_not_converted(document: str, name: str) -> N
         (b'{\n "mode": "master",\n}', "line 3, column 1"),
         (b"", "line 1, column 1"),
         (b'{"mode": "master", "mode": "worker"}', '"mode" is given twice'),
-        (b'{"heartbeat_interval": NaN}', "NaN is not a JSON number"),
-        (b'{"heartbeat_interval": -Infinity}', "-Infinity is not a JSON number"),
-        (b'{"master_port": ' + b"9" * 5000 + b"}", "5000 digits"),
         (b"[]", "one JSON object"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
@@ -296,3 +297,36 @@ def test_any_text_of_a_flag_is_a_config_or_a_config_error(name: str, text: str) 
         problem = str(error)
 
     assert problem.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"master_port": "65535"}, "dispatch_port: would be 65536, next to master_port; allowed: "),
+        ({"control_port": "7989"}, "control_port: 7989, as is master_port; allowed: three diff"),
+        ({"data_dir": " "}, 'data_dir: given " " (--data-dir); allowed: a path'),
+        (
+            {"bind": "m1"},
+            "allowed: an IP address of this machine, or 0.0.0.0 or :: for all of them",
+        ),
+        (
+            {"master_host": "m1:80"},
+            "allowed: a host name or an IP address, without scheme and port",
+        ),
+        ({"egress_allow": "10.0.0.1/8"}, "fd00::/8 (did you mean 10.0.0.0/8?)"),
+        ({"egress_allow": "lan"}, "each a network such as 10.0.0.0/8 or fd00::/8"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed_and_nothing_of_python(
+    flags: dict[str, str], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(flags=flags)
+
+    assert told in str(caught.value)
+    assert "appear" not in str(caught.value)
+
+
+def test_a_key_without_a_name_is_shown_as_what_it_is() -> None:
+    with pytest.raises(ConfigError, match=r'^"": no such key'):
+        read_file(b'{"": 1}', "c.json")

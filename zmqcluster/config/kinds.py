@@ -59,7 +59,7 @@ class Text(Kind, frozen=True):
     def from_text(self, text: str) -> str:
         if not text and self.empty:
             return ""
-        if not text or len(text) > self.chars_max or not text.isprintable():
+        if not text.strip() or len(text) > self.chars_max or not text.isprintable():
             raise ValueError
         if self.pattern and not re.fullmatch(self.pattern, text):
             raise ValueError
@@ -208,7 +208,9 @@ def folder() -> Text:
 
 def host_name() -> Text:
     """A host name or an address, without scheme, port or brackets."""
-    return Text("a host name or an IP address", chars_max=253, normal=_normal_host)
+    return Text(
+        "a host name or an IP address, without scheme and port", chars_max=253, normal=_normal_host
+    )
 
 
 def host_with_port() -> Text:
@@ -237,7 +239,7 @@ def network() -> Text:
 
 def _normal_host(text: str) -> str:
     if ":" in text:
-        return str(ipaddress.IPv6Address(text))
+        return _spelled(ipaddress.IPv6Address, text)
     if not re.fullmatch(_HOST, text):
         raise ValueError
     return text
@@ -245,7 +247,15 @@ def _normal_host(text: str) -> str:
 
 def _normal_address(text: str) -> str:
     # People type localhost; a socket wants one address, not whatever a resolver makes of it.
-    return "127.0.0.1" if text == "localhost" else str(ipaddress.ip_address(text))
+    return "127.0.0.1" if text == "localhost" else _spelled(ipaddress.ip_address, text)
+
+
+def _spelled(read: Callable[[str], object], text: str) -> str:
+    """An address in its one spelling; what the reader thinks of a bad one helps nobody."""
+    try:
+        return str(read(text))
+    except ValueError:
+        raise ValueError from None
 
 
 def _normal_network(text: str) -> str:
@@ -253,5 +263,5 @@ def _normal_network(text: str) -> str:
         return str(ipaddress.ip_network(text))
     except ValueError:
         # A network with host bits set is most likely a slip: say which one it would be.
-        wide = ipaddress.ip_network(text, strict=False)
+        wide = _spelled(lambda network: ipaddress.ip_network(network, strict=False), text)
         raise ValueError(f"did you mean {wide}?") from None

@@ -67,7 +67,7 @@ def known_key(name: str, origin: str) -> Key:
     """The key of this name. Raises ConfigError with the nearest name there is."""
     key = KEYS_BY_NAME.get(name)
     if key is None:
-        raise ConfigError(shown(name, quote=False), f"no such key ({origin}){_nearest(name)}")
+        raise ConfigError(shown(name, quote=not name), f"no such key ({origin}){_nearest(name)}")
     return key
 
 
@@ -103,7 +103,6 @@ def _json_object(data: bytes, name: str) -> dict[str, Any]:
         document = json.loads(
             data.decode("utf-8-sig"),
             object_pairs_hook=_members,
-            parse_constant=_refuse_constant,
             parse_int=_bounded_int,
         )
     except json.JSONDecodeError as error:
@@ -129,15 +128,9 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _bounded_int(text: str) -> int:
-    # int() is quadratic in the digits, and no key allows more than this.
-    if len(text) > 20:
-        raise ValueError(f"a number of {len(text)} digits; at most 19")
-    return int(text)
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a JSON number")
+def _bounded_int(text: str) -> int | float:
+    # int() is quadratic in the digits. No key allows such a number: its own check says so.
+    return int(text) if len(text) <= 20 else float(text)
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -200,11 +193,13 @@ def _check_ports(config: ClusterConfig) -> None:
         return
     for name, port in ports.items():
         if port > PORT_MAX:
-            raise ConfigError(name, f"would be {port}; allowed: at most {PORT_MAX}")
-    known = [port for port in ports.values() if port]
-    if len(set(known)) < len(known):
-        listed = ", ".join(f"{name} {port}" for name, port in ports.items())
-        raise ConfigError("master_port", f"{listed}; allowed: three different ports")
+            problem = f"would be {port}, next to master_port; allowed: at most {PORT_MAX}"
+            raise ConfigError(name, problem)
+    first_by_port: dict[int, str] = {}
+    for name, port in ports.items():
+        first = first_by_port.setdefault(port, name) if port else name
+        if first != name:
+            raise ConfigError(name, f"{port}, as is {first}; allowed: three different ports")
 
 
 def _refuse_pair(name: str, value: float, allowed: str, origins: Mapping[str, str]) -> None:
