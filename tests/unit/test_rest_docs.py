@@ -51,6 +51,17 @@ def test_every_route_is_described_with_its_token_and_its_shapes(rest: RestBench)
     assert {"state", "task_type", "job_id", "device_id", "rate_key", "cursor", "limit"} <= names
 
 
+def test_the_description_means_the_same_outside_python(rest: RestBench) -> None:
+    reply = rest.get("//openapi.json")
+
+    assert b"\\\\Z" not in reply.body
+    paths = reply.json()["paths"]
+    submit = paths["/api/distribution/tasks"]["post"]
+    assert submit["requestBody"]["required"]
+    assert [each["name"] for each in submit["parameters"]] == ["Idempotency-Key"]
+    assert not paths["/api/distribution/tokens"]["post"]["requestBody"]["required"]
+
+
 def test_every_reference_leads_somewhere(rest: RestBench) -> None:
     document = rest.get("//openapi.json").json()
 

@@ -213,3 +213,35 @@ def test_no_refusal_repeats_the_token(rest: RestBench) -> None:
         rest.get("/nothing", token=TOKEN),
     ]
     assert all(TOKEN.encode() not in reply.body for reply in replies)
+
+
+@pytest.mark.parametrize("path", ["/tasks", "//healthz", "/tasks/1"])
+def test_head_is_get_without_its_body(rest: RestBench, path: str) -> None:
+    head, get = rest.call("HEAD", path), rest.get(path)
+
+    assert (head.status, head.body) == (get.status, b"")
+    assert head.headers["content-length"] == get.headers["content-length"]
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_allow_names_every_method_of_a_path_in_one_order(rest: RestBench) -> None:
+    assert rest.call("OPTIONS", "/tasks").headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    assert rest.call("DELETE", "/tasks", token=TOKEN).headers["allow"] == "GET, HEAD, OPTIONS, POST"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "detail"),
+    [
+        ("GET", "/devices?x=1", None, 'query: there is no "x"; allowed are none.'),
+        ("GET", "/tasks/1?x=1", None, 'query: there is no "x"; allowed are none.'),
+        ("POST", "/tasks/1/cancel", {"why": "no"}, 'body: there is no "why"; allowed are none.'),
+        ("POST", "/tasks/1/cancel", b"no", "body: not valid JSON: "),
+    ],
+)
+def test_what_a_route_does_not_take_is_refused_not_ignored(
+    rest: RestBench, method: str, path: str, body: Any, detail: str
+) -> None:
+    reply = rest.call(method, path, body, token=TOKEN)
+
+    assert reply.status in (400, 422)
+    assert detail in reply.problem()

@@ -119,7 +119,7 @@ def test_one_task_that_does_not_fit_refuses_all_and_is_named(rest: RestBench) ->
     reply = rest.post("/tasks", {"tasks": tasks})
 
     assert reply.status == 422
-    assert reply.problem() == "tasks[1].task_data.text: given 'refuse me'"
+    assert reply.problem() == "tasks[1]: task_data.text: given 'refuse me'."
     assert rest.get("/tasks").json()["tasks"] == []
 
 
@@ -210,7 +210,7 @@ def test_filters_hold_together(rest: RestBench) -> None:
 @pytest.mark.parametrize(
     ("query", "named"),
     [
-        ("limit=0", 'limit: expected `int` >= 1; given "0".'),
+        ("limit=0", 'limit: expected a whole number >= 1; given "0".'),
         ("limit=1001", "<= 1000"),
         ("limit=many", "limit"),
         ("state=pendin", "pending, assigned, running"),
@@ -449,7 +449,7 @@ def test_a_master_that_stops_is_503(rest: RestBench) -> None:
     reply = rest.post("/tasks", {"task_type": "noop"})
 
     assert (reply.status, reply.json()["code"]) == (503, "stopping")
-    assert reply.problem() == "the master is stopping."
+    assert reply.problem() == "The master is stopping."
 
 
 def test_a_disk_in_trouble_is_503(rest: RestBench) -> None:

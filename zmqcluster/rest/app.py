@@ -16,7 +16,7 @@ from litestar.routes import BaseRoute
 
 from zmqcluster.errors import RequestRefused, StartError, StorageError
 from zmqcluster.rest import devices, jobs, system, tasks
-from zmqcluster.rest.asking import Asked
+from zmqcluster.rest.asking import Asked, refuse_extras
 from zmqcluster.rest.backend import Backend
 from zmqcluster.rest.door import Door
 from zmqcluster.rest.openapi import describe
@@ -62,7 +62,7 @@ def create_app(
     hosts: names beside localhost that clients may call this master by.
     """
     answered: Counter[int] = Counter()
-    api = Router(PREFIX, route_handlers=_ROUTES)
+    api = Router(PREFIX, route_handlers=_ROUTES, before_request=_before)
     app = Litestar(
         [api, system.healthz, system.readyz, system.metrics, *_description(lambda: app, version)],
         dependencies={
@@ -77,6 +77,22 @@ def create_app(
         debug=False,
     )
     return Door(app, api_token, hosts, answered)
+
+
+async def _before(request: Asked) -> Response[None] | None:
+    """OPTIONS is answered here: the framework's own answer knows one handler of a path only."""
+    if request.method != "OPTIONS":
+        await refuse_extras(request)
+        return None
+    path = request.scope["path_template"]
+    methods = next(route.methods for route in request.app.routes if route.path == path)
+    return Response(None, status_code=204, headers={"Allow": _allowed(methods)})
+
+
+def _allowed(methods: Iterable[str]) -> str:
+    """The header Allow: in one order, and HEAD wherever there is GET (the door makes it one)."""
+    named = set(methods)
+    return ", ".join(sorted(named | ({"HEAD"} if "GET" in named else set())))
 
 
 def http_routes(door: Door) -> list[BaseRoute]:
@@ -160,7 +176,10 @@ def _on_http(request: Asked, error: HTTPException) -> Response[bytes]:
     else:
         detail = str(error.detail)
     code = status.name.lower()
-    return _answer(Problem(status, code, detail, error.headers))
+    headers = dict(error.headers or {})
+    if "allow" in headers:
+        headers["allow"] = _allowed(headers["allow"].split(", "))
+    return _answer(Problem(status, code, detail, headers))
 
 
 def _on_error(request: Asked, error: Exception) -> Response[bytes]:

@@ -15,8 +15,9 @@ from zmqcluster.errors import LocalProtocolError
 from zmqcluster.messages import Answer, Changed, ClientMessage
 from zmqcluster.model import DEVICE_ID_PATTERN
 from zmqcluster.rest.backend import Backend
-from zmqcluster.rest.bodies import decode_query
+from zmqcluster.rest.bodies import decode_body, decode_query
 from zmqcluster.rest.problems import not_found
+from zmqcluster.rest.schemas import Nothing
 
 M = TypeVar("M")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -26,16 +27,28 @@ Master: TypeAlias = NamedDependency[SkipValidation[Backend]]
 PathInt: TypeAlias = FromPath[int]
 PathText: TypeAlias = FromPath[str]
 
-# Keys of a route's opt: the structs of its query string and of its body, for us and for /docs.
+# Keys of a route's opt: the structs of its query string and of its body, and the name of a header
+# it reads; for us and for /docs.
 QUERY: Final = "query"
 BODY: Final = "body"
+HEADER: Final = "header"
 
 _ID_MAX: Final = 2**63 - 1
+_NOTHING: Final = msgspec.json.Decoder(Nothing)
 
 
 def query_of(request: Asked, shape: type[S]) -> S:
     """The query string as this struct; Problem when it does not fit."""
     return decode_query(shape, request.query_params.multi_items())
+
+
+async def refuse_extras(request: Asked) -> None:
+    """Before a route: Problem for a query or a body that it does not take and would not see."""
+    opt = request.route_handler.opt
+    if QUERY not in opt:
+        query_of(request, Nothing)
+    if BODY not in opt and (body := await request.body()):
+        decode_body(_NOTHING, body)
 
 
 def known_id(number: int, noun: str) -> int:

@@ -17,9 +17,15 @@ import msgspec.inspect
 
 from zmqcluster.errors import RequestRefused
 from zmqcluster.messages import RateRule, Submit, TaskSpec
-from zmqcluster.model import TASK_DATA_BYTES_MAX, WALL_MS_MAX
+from zmqcluster.model import (
+    DEVICE_ID_PATTERN,
+    LABEL_PATTERN,
+    TASK_DATA_BYTES_MAX,
+    TASK_TYPE_PATTERN,
+    WALL_MS_MAX,
+)
 from zmqcluster.rest.problems import STATUS_BY_REFUSAL, Problem, bad_request, unprocessable
-from zmqcluster.rest.schemas import BatchBody, RateBody, TaskBody, TaskList
+from zmqcluster.rest.schemas import HOST_PATTERN, BatchBody, RateBody, TaskBody, TaskList
 
 DEPTH_MAX: Final = 32
 GIVEN_CHARS_MAX: Final = 80
@@ -30,6 +36,22 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _ERROR_PATH: Final = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(?P<name>[^`]*)`")
+_QUOTED: Final = re.compile(r"`([^`]*)`")
+_TYPE_WORDS: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "datetime": "date and time",
+}
+_PATTERN_WORDS: Final = {
+    TASK_TYPE_PATTERN: "small letters, digits and '.', '_', '-', first a letter, at most 64",
+    DEVICE_ID_PATTERN: "letters, digits and '.', '_', '-', first a letter or digit, at most 64",
+    LABEL_PATTERN: "letters, digits and '.', '_', '=', '-', first a letter or digit, at most 64",
+    HOST_PATTERN: "a host name or an IP address",
+}
 _PATH_STEP: Final = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]")
 _DATA: Final = msgspec.json.Decoder(dict[str, Any])
 _PACKER: Final = msgspec.msgpack.Encoder()
@@ -120,7 +142,8 @@ def _task_spec(task: TaskBody, where: str, check: Check) -> TaskSpec:
         check(task.task_type, data)
     except RequestRefused as refusal:
         status = STATUS_BY_REFUSAL[refusal.code]
-        raise Problem(status, refusal.code, f"{where}{refusal.problem}") from None
+        place = where.rstrip(".") + ": " if where else ""
+        raise Problem(status, refusal.code, f"{place}{refusal.problem}") from None
     return TaskSpec(
         task.task_type,
         data,
@@ -233,15 +256,34 @@ def _sentence(message: str, given: Any, root: str, shape: Any) -> str:
     path = found["path"] if found else ""
     reason = _ERROR_PATH.sub("", message)
     reason = reason[:1].lower() + reason[1:]
-    # A bare list of tasks is called what it is called in a batch.
-    field = f"tasks{path}" if path.startswith("[") else path.removeprefix(".") or root
+    field = _field(path, root)
     if unknown := _UNKNOWN_FIELD.search(reason):
         return f"{field}: {_unknown_field(unknown['name'], path, shape)}"
     if "enum value" in reason:
         reason = f"allowed are {', '.join(_choices(path, shape))}"
+    reason = _in_words(reason)
     value = _at(given, path)
     quoted = "" if value is msgspec.UNSET else f"; given {_quoted(value)}"
     return f"{field}: {reason}{quoted}."
+
+
+def _field(path: str, root: str) -> str:
+    """What people call the place at a path of msgspec's."""
+    if path.startswith("[...]"):
+        # Some value of a map whose names are not ours: its name is not told.
+        return root
+    # A bare list of tasks is called what it is called in a batch.
+    return f"tasks{path}" if path.startswith("[") else path.removeprefix(".") or root
+
+
+def _in_words(reason: str) -> str:
+    """Types and patterns as people call them."""
+    for pattern, words in _PATTERN_WORDS.items():
+        reason = reason.replace(f"matching regex {pattern!r}", f"of {words}")
+    return _QUOTED.sub(
+        lambda found: " or ".join(_TYPE_WORDS.get(each, each) for each in found[1].split(" | ")),
+        reason,
+    )
 
 
 def _unknown_field(name: str, path: str, shape: Any) -> str:

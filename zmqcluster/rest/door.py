@@ -61,7 +61,8 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             return
-        answer = _Answer(send, self._answered)
+        is_head = scope["method"] == "HEAD"
+        answer = _Answer(send, self._answered, with_body=not is_head)
         body = _BodyReader(self, receive)
         try:
             self._admit(cast("Mapping[str, Any]", scope))
@@ -69,7 +70,9 @@ class Door:
             await answer.refuse(problem)
             return
         try:
-            await self.inner(scope, body, answer)
+            # HEAD is GET without the body; no route has to know.
+            inner_scope = cast("Scope", {**scope, "method": "GET"}) if is_head else scope
+            await self.inner(inner_scope, body, answer)
         finally:
             self._bodies_bytes -= body.bytes_read
 
@@ -161,8 +164,9 @@ class _BodyReader:
 class _Answer:
     """send() of one request: adds the headers every answer has, counts the status."""
 
-    def __init__(self, send: Send, answered: Counter[int]) -> None:
+    def __init__(self, send: Send, answered: Counter[int], *, with_body: bool) -> None:
         self._send = send
+        self._with_body = with_body
         self._answered = answered
 
     async def __call__(self, message: Message) -> None:
@@ -172,6 +176,8 @@ class _Answer:
             present = {name.lower() for name, _ in headers}
             headers += [pair for pair in SECURITY_HEADERS.items() if pair[0] not in present]
             message["headers"] = headers
+        elif message["type"] == "http.response.body" and not self._with_body:
+            message["body"] = b""
         await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:

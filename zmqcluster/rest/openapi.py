@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar import Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import BaseRoute, HTTPRoute
 
-from zmqcluster.rest.asking import BODY, QUERY
+from zmqcluster.rest.asking import BODY, HEADER, QUERY
 from zmqcluster.rest.door import OPEN_PATHS, READ_METHODS
 from zmqcluster.rest.problems import PROBLEM_JSON
 from zmqcluster.rest.schemas import ProblemView
@@ -24,6 +24,10 @@ _KINDS: Final = {"int": {"type": "integer", "minimum": 1}, "str": {"type": "stri
 
 def describe(routes: Iterable[BaseRoute], version: str) -> dict[str, Any]:
     """The whole document, ready for JSON."""
+    return cast("dict[str, Any]", _portable(_document(routes, version)))
+
+
+def _document(routes: Iterable[BaseRoute], version: str) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for path, method, handler in operations(routes):
         paths.setdefault(_plain(path), {})[method.lower()] = _operation(path, method, handler)
@@ -56,7 +60,11 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler) -> dict[str, A
     about: dict[str, Any] = {
         "operationId": getattr(handler.fn, "__name__", ""),
         "summary": summary,
-        "parameters": [*_path_parameters(path), *_query_parameters(handler)],
+        "parameters": [
+            *_path_parameters(path),
+            *_query_parameters(handler),
+            *_header_parameters(handler),
+        ],
         "responses": _responses(handler),
     }
     if rest.strip():
@@ -64,7 +72,10 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler) -> dict[str, A
     if bodies := handler.opt.get(BODY):
         kinds = [_schema_of(each) for each in bodies]
         schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-        about["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+        about["requestBody"] = {
+            "required": any(map(_has_required, bodies)),
+            "content": {"application/json": {"schema": schema}},
+        }
     if path not in OPEN_PATHS:
         # An empty requirement beside the token: it is optional, for readers on this machine.
         about["security"] = [{"token": []}, {}] if method in READ_METHODS else [{"token": []}]
@@ -98,6 +109,33 @@ def _query_parameters(handler: HTTPRouteHandler) -> list[dict[str, Any]]:
         {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in properties.items()
     ]
+
+
+def _header_parameters(handler: HTTPRouteHandler) -> list[dict[str, Any]]:
+    name = handler.opt.get(HEADER)
+    if name is None:
+        return []
+    return [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}}]
+
+
+def _has_required(kind: Any) -> bool:
+    """Whether there is no leaving out a body of this kind."""
+    is_struct = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    return not is_struct or any(field.required for field in msgspec.structs.fields(kind))
+
+
+def _portable(schema: Any) -> Any:
+    """A schema whose patterns mean the same outside Python: JSON Schema knows no \\Z."""
+    match schema:
+        case dict():
+            return {
+                name: value.replace(r"\Z", "$") if name == "pattern" else _portable(value)
+                for name, value in schema.items()
+            }
+        case list():
+            return [_portable(each) for each in schema]
+        case _:
+            return schema
 
 
 def _responses(handler: HTTPRouteHandler) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Problem(ClusterError):
         super().__init__(detail)
         self.status = status
         self.code = code
-        self.detail = detail[:DETAIL_CHARS_MAX]
+        self.detail = _sentence(detail)[:DETAIL_CHARS_MAX]
         self.headers: dict[str, str] = dict(headers or {})
         if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
@@ -58,6 +58,13 @@ class Problem(ClusterError):
                 code=self.code,
             )
         )
+
+
+def _sentence(text: str) -> str:
+    """The core speaks in clauses; people read sentences. A field's name stays as it is."""
+    if not text.split(" ", 1)[0].endswith(":"):
+        text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "?", "!")) else text + "."
 
 
 def bad_request(detail: str) -> Problem:

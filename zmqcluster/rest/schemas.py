@@ -24,7 +24,6 @@ from zmqcluster.model import (
     TIMEOUT_MS_MAX,
     UNIQUE_KEY_CHARS_MAX,
     WALL_MS_MAX,
-    Role,
     Strategy,
     TaskState,
 )
@@ -33,6 +32,9 @@ from zmqcluster.views import DeviceView, TaskCounts, View
 LIST_MAX: Final = 1000
 LIST_DEFAULT: Final = 100
 TOKEN_TTL_S_MAX: Final = 365 * 24 * 3600
+TOKEN_USES_MAX: Final = 1_000_000
+# A name or an address; what it must not hold is what breaks the line it is pasted into.
+HOST_PATTERN: Final = r"^[A-Za-z0-9_.:-]*\Z"
 
 # One below 2**63: a row id, and what SQLite can hold.
 Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -45,6 +47,10 @@ Seconds = Annotated[float, Meta(ge=0, le=DELAY_MS_MAX / 1000)]
 
 class Body(Struct, frozen=True, forbid_unknown_fields=True):
     """Shared shape of what clients send: maps, nothing beyond their fields."""
+
+
+class Nothing(Body, frozen=True):
+    """What a request carries that takes no query, or no body."""
 
 
 # --- what clients send --------------------------------------------------------------------------
@@ -111,10 +117,10 @@ class TokenBody(Body, frozen=True):
     """A join token to make. uses: how many keys may enrol with it. host: what workers connect
     to; empty lets the master say."""
 
-    role: Role = Role.WORKER
-    uses: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    role: Literal["worker", "client"] = "worker"
+    uses: Annotated[int, Meta(ge=1, le=TOKEN_USES_MAX)] = 1
     ttl_s: Annotated[float, Meta(gt=0, le=TOKEN_TTL_S_MAX)] = 24 * 3600
-    host: Annotated[str, Meta(max_length=253)] = ""
+    host: Annotated[str, Meta(max_length=253, pattern=HOST_PATTERN)] = ""
 
 
 class PageQuery(Body, frozen=True):

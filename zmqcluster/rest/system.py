@@ -18,7 +18,7 @@ from zmqcluster.rest.asking import BODY, QUERY, Asked, Master, PathText, ask, or
 from zmqcluster.rest.backend import Backend
 from zmqcluster.rest.bodies import decode_body
 from zmqcluster.rest.metrics import METRICS_TYPE, metrics_text
-from zmqcluster.rest.problems import not_found, unavailable, unprocessable
+from zmqcluster.rest.problems import not_found, unavailable
 from zmqcluster.rest.rendering import token_view
 from zmqcluster.rest.schemas import (
     DoneView,
@@ -63,11 +63,7 @@ async def put_strategy(request: Asked, backend: Master) -> StrategyView:
 async def create_token(request: Asked, backend: Master) -> IssuedTokenView:
     """Make a join token. It is shown this once."""
     body = decode_body(_TOKEN, await request.body() or b"{}")
-    if body.role is Role.ENROL:
-        raise unprocessable(
-            "role: given enrol, which every join token is; allowed are worker, client."
-        )
-    issued = await backend.create_token(body.role, body.uses, body.ttl_s, body.host)
+    issued = await backend.create_token(Role(body.role), body.uses, body.ttl_s, body.host)
     return IssuedTokenView(
         token_id=issued.token_id,
         token=issued.token,

@@ -20,6 +20,7 @@ from zmqcluster.messages import (
 )
 from zmqcluster.rest.asking import (
     BODY,
+    HEADER,
     QUERY,
     Asked,
     Master,
@@ -53,6 +54,7 @@ from zmqcluster.views import ExplainView, TaskCounts
 
 # A body above this (about 500 tasks, 1 ms) is decoded beside the loop, which others wait for.
 BESIDE_LOOP_BYTES: Final = 64 * 1024
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 # The storage looks at 20,000 tasks a time; a filter that fits few gets this many tries a page.
 LOOKS_MAX: Final = 10
 
@@ -64,14 +66,14 @@ async def list_tasks(request: Asked, backend: Master) -> TaskPage:
     return await backend.read(lambda reader: _page(reader, query))
 
 
-@post("/tasks", opt={BODY: (TaskBody, list[TaskBody], BatchBody)})
+@post("/tasks", opt={BODY: (TaskBody, list[TaskBody], BatchBody), HEADER: IDEMPOTENCY_KEY})
 async def submit_tasks(request: Asked, backend: Master) -> Response[SubmittedView]:
     """Queue one task, a list of tasks, or a batch with a job; all of them or none.
 
     Send an Idempotency-Key to be able to ask again safely: the same key gets the same answer.
     """
     body = await request.body()
-    request_id = request_id_of(request.headers.get("idempotency-key"), secrets.token_bytes)
+    request_id = request_id_of(request.headers.get(IDEMPOTENCY_KEY), secrets.token_bytes)
     message = await _submission(body, request_id, backend)
     reply = await backend.request(message)
     if not isinstance(reply, Submitted):
