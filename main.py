@@ -1,10 +1,17 @@
 """Entry: `python main.py distribute VERB …` and `python main.py crawl URL…`."""
 
 import argparse
+import signal
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  # an older one shall say so, too
     sys.exit("zmqcluster needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+# Loading takes a moment: Ctrl-C in it ends us as it ends any program, without a traceback. Where
+# it was switched off (nohup, `… &` in a script) it stays so.
+_on_interrupt = signal.getsignal(signal.SIGINT)
+if _on_interrupt is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     from zmqcluster.cli.app import DistributionCLI
@@ -19,4 +26,6 @@ def _parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(DistributionCLI(_parse_args()).run())
+    cli = DistributionCLI(_parse_args())
+    signal.signal(signal.SIGINT, _on_interrupt)
+    sys.exit(cli.run())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,12 +127,97 @@ def test_wrong_config_is_one_line_and_exit_2() -> None:
     assert ran.stderr.count("\n") == 1
 
 
-def test_wrong_arguments_are_usage_and_exit_2() -> None:
-    for words in (["distribute"], ["distribute", "x"], ["distribute", "task", "x"], ["--x"]):
-        ran = main(*words)
-        assert ran.returncode == 2
-        assert "usage: python main.py" in ran.stderr
-        assert "Traceback" not in ran.stderr
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("distribute x", "VERB: invalid choice: 'x' (choose from 'master', "),
+        ("distribute task x", 'ID: given "x"; allowed: the number of a task or job (see '),
+        ("distribute task 1 2", "unknown argument 2 (see python main.py distribute task --help)"),
+        ("--x", "unknown argument --x (see python main.py --help)"),
+        ("distribute submit noop --max-retry=3", "--max-retry=3; did you mean --max-retries?"),
+        ("distribute submit noop --priority 11", '--priority: given "11"; allowed: a whole number'),
+        ("distribute submit noop --timeout 8d", "allowed: a time such as 90, 0.5, 15m, 24h or 7d,"),
+        ("distribute submit noop --not-before 2030-01-31T08:00:00", "date, time and zone"),
+        ("distribute submit noop --unique-key=", '--unique-key: given ""; allowed: 1 to 2048'),
+        ("crawl http://a/ --depth 1001", "allowed: a whole number from 0 to 1000"),
+        ("crawl http://a/ --delay 2h", "or 7d, from 0 to 1 h"),
+        ("distribute tasks --rate-key=", '--rate-key: given ""; allowed: 1 to 320'),
+        ("distribute token create --advertise a/b", '--advertise: given "a/b"; allowed: a host'),
+        ("distribute submit echo value=\udcff", 'given "value=\\udcff"; allowed: text in UTF-8'),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_2(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(words.split())
+
+    told = capsys.readouterr().err
+    assert told.startswith("zmqcluster: ")
+    assert said in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["distribute"], ["distribute", "token"]])
+def test_without_a_verb_the_verbs_are_shown(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(words)
+
+    assert "verbs:\n  VERB\n" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_loading_ends_without_a_traceback(tmp_path: Path) -> None:
+    package = tmp_path / "zmqcluster"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "main.py").write_bytes((ROOT / "main.py").read_bytes())
+
+    ran = subprocess.run(
+        [sys.executable, str(tmp_path / "main.py")],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, "")
+
+
+def test_help_can_be_printed_where_the_encoding_is_poor() -> None:
+    ran = subprocess.run(
+        [sys.executable, "main.py", "distribute", "worker", "--help"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--join-token ck1.AbC?" in ran.stdout
+
+
+class Hangup(io.StringIO):
+    """A stream whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_an_error_nobody_can_read_keeps_its_exit_code() -> None:
+    args = parse(["distribute", "status", "--config", "/nope.json"])
+
+    assert DistributionCLI(args, env={}, stdout=io.StringIO(), stderr=Hangup()).run() == 2
+
+
+def test_an_empty_path_of_a_config_is_refused_not_ignored() -> None:
+    stderr = io.StringIO()
+    args = parse(["distribute", "status", "--config", ""])
+
+    assert DistributionCLI(args, env={}, stdout=io.StringIO(), stderr=stderr).run() == 2
+    assert stderr.getvalue() == 'zmqcluster: --config: given ""; allowed: the path of a JSON file\n'
 
 
 def test_abbreviated_flags_are_refused() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -56,6 +58,34 @@ def test_terminal_table_takes_no_markup_from_text() -> None:
 
     assert "[bold]x[/bold]" in stream.getvalue()
     assert "pages" in stream.getvalue()
+
+
+DEVICE_ROWS: Final = [("worker-1795558181-10415871", "online", n, "") for n in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("width", "rows"),
+    [
+        (80, [["worker-1795558181-10415871", "online", "0"]]),
+        # The long one is folded, the short ones stay words.
+        (32, [["worker-1795558181-", "online", "0"], ["10415871"]]),
+        # Too narrow even for that: lines as in a pipe, for the terminal to wrap.
+        (20, [["worker-1795558181-10415871", "online", "0"]]),
+    ],
+)
+def test_a_terminal_table_folds_long_texts_and_never_words(
+    width: int, rows: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+
+    Output(stream, stream).table(("device", "state", "busy", "error"), DEVICE_ROWS)
+
+    shown = re.sub(r"\x1b\[[0-9]*m", "", stream.getvalue())
+    words = [line.split() for line in shown.splitlines()]
+    assert ["device", "state", "busy"] in words or width == 20
+    at = words.index(rows[0])
+    assert words[at : at + len(rows)] == rows
 
 
 def test_terminal_of_a_small_alphabet_gets_question_marks_not_an_error() -> None:
@@ -116,7 +146,7 @@ def test_times_on_the_command_line(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("text", ["", "-1", "1w", "nan", "1e9", "1 h m", "٣"])
 def test_what_is_no_time_is_refused_with_what_would_be(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="15m"):
-        values.duration(text)
+        values.duration(3600.0)(text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "9" * 19, "9" * 5000, "1.0", ""])
@@ -130,6 +160,12 @@ def test_any_word_is_a_value(text: str) -> None:
     value = values.json_or_text(text)
 
     assert value == text or not isinstance(value, str) or text.strip().startswith('"')
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", '"\\ud800"', '{"a": 1, "a": 2}', "9" * 40])
+def test_json_that_cannot_be_sent_on_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        values.read_json(text)
 
 
 def test_values_that_are_no_json_stay_text() -> None:

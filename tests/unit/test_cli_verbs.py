@@ -349,6 +349,44 @@ def test_submit_names_the_line_that_is_no_task(tmp_path: Path, line: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("tasks[1]: unknown task type 'nope'.", "{file}, line 3: unknown task type 'nope'."),
+        ("tasks[0].priority: expected less.", "{file}, line 1: priority: expected less."),
+        ("job_id: given 5, 6.", "job_id: given 5, 6."),
+    ],
+)
+def test_submit_names_the_line_the_master_means(
+    said: str, told: str, master: FakeRest, tmp_path: Path
+) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"task_type": "noop"}\r\n\r\n{"task_type": "nope"}\r\n')
+    master.answers["POST /tasks"] = problem(422, "bad_parameters", said)
+
+    ran = run("distribute", "submit", "--file", str(file), master=master)
+
+    assert (ran.code, ran.err) == (2, f"zmqcluster: {told.format(file=file)}\n")
+
+
+def test_submit_of_one_task_speaks_of_no_list(master: FakeRest) -> None:
+    master.answers["POST /tasks"] = problem(422, "bad_parameters", "tasks[0]: echo: no such thing.")
+
+    ran = run("distribute", "submit", "echo", "value=1", master=master)
+
+    assert ran.err == "zmqcluster: echo: no such thing.\n"
+
+
+@pytest.mark.parametrize("words", [["tasks"], ["retry", "--status", "failed"]])
+def test_no_tasks_of_a_job_that_is_not_there(words: list[str], master: FakeRest) -> None:
+    master.answers["GET /tasks"] = Reply(body={"tasks": [], "next_cursor": None})
+    master.answers["GET /jobs/9"] = problem(404, "not_found", "There is no job 9.")
+
+    ran = run("distribute", *words, "--job", "9", master=master)
+
+    assert (ran.code, ran.err) == (1, "zmqcluster: There is no job 9.\n")
+
+
+@pytest.mark.parametrize(
     ("end", "code", "shown"),
     [
         ({"state": "completed", "result": {"n": 5}}, 0, '{"n": 5}'),

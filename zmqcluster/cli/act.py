@@ -11,11 +11,13 @@ from msgspec import Struct
 from zmqcluster.cli.call import DONE, FAILED, Call, Verb, Words
 from zmqcluster.cli.show import list_tasks
 from zmqcluster.cli.times import wall_text
-from zmqcluster.cli.values import device_id, duration, positive, task_id, token_id
+from zmqcluster.cli.values import device_id, duration, host, task_id, token_id, whole
 from zmqcluster.config import DEFAULTS
 from zmqcluster.errors import ConfigError
 from zmqcluster.model import Role
 from zmqcluster.rest.schemas import (
+    TOKEN_TTL_S_MAX,
+    TOKEN_USES_MAX,
     ChangedView,
     DoneView,
     IssuedTokenView,
@@ -64,11 +66,16 @@ def retry(call: Call) -> int:
     args = call.args
     if bool(args.ids) == (args.status is not None):
         raise ConfigError("retry", "name tasks, or all of a state with --status; not both")
+    if args.job is not None and args.status is None:
+        raise ConfigError("--job", "goes with --status; it says which tasks of that state")
     numbers = args.ids
     if args.status is not None:
         found = list_tasks(call, limit=RETRY_TASKS_MAX, state=args.status, job_id=args.job)
         numbers = [each.task_id for each in found]
-    return _told(call, [f"/tasks/{number}/retry" for number in numbers], "queued again")
+    code = _told(call, [f"/tasks/{number}/retry" for number in numbers], "queued again")
+    if len(numbers) == RETRY_TASKS_MAX and args.status is not None:
+        call.out.note(f"At most {RETRY_TASKS_MAX} at once; there may be more: run it again.")
+    return code
 
 
 def _told(call: Call, paths: list[str], word: str) -> int:
@@ -119,8 +126,9 @@ def token_create(call: Call) -> int:
     if call.out.as_json:
         call.out.data(issued)
         return DONE
+    machines = "one machine" if issued.uses == 1 else f"{issued.uses} machines"
     call.out.note(
-        f"Token {issued.token_id}: {issued.uses} machine(s) may join until "
+        f"Token {issued.token_id}: {machines} may join until "
         f"{wall_text(issued.expires_wall)}. It is shown this once. On the other machine:"
     )
     call.out.line(" ".join(_join_command(call, issued)))
@@ -196,13 +204,24 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
     roles = [str(Role.WORKER), str(Role.CLIENT)]
     parser.add_argument("--role", choices=roles, default=roles[0], help="what joins (worker)")
     parser.add_argument(
-        "--uses", type=positive, default=1, metavar="N", help="how many machines may join (1)"
+        "--uses",
+        type=whole(1, TOKEN_USES_MAX),
+        default=1,
+        metavar="N",
+        help="how many machines may join (1)",
     )
     parser.add_argument(
-        "--ttl", type=duration, default=TOKEN_TTL_S, metavar="TIME", help="good for so long (24h)"
+        "--ttl",
+        type=duration(TOKEN_TTL_S_MAX),
+        default=TOKEN_TTL_S,
+        metavar="TIME",
+        help="good for so long (24h)",
     )
     parser.add_argument(
-        "--advertise", metavar="HOST", help="name or address at which others reach the master"
+        "--advertise",
+        type=host,
+        metavar="HOST",
+        help="name or address at which others reach the master",
     )
 
 

@@ -42,8 +42,8 @@ class DistributionCLI:
         self.args = args
         self.env = os.environ if env is None else env
         self.out = Output(
-            sys.stdout if stdout is None else stdout,
-            sys.stderr if stderr is None else stderr,
+            sys.stdout or _nowhere() if stdout is None else stdout,
+            sys.stderr or _nowhere() if stderr is None else stderr,
             as_json=getattr(args, "json", False),
         )
 
@@ -53,6 +53,8 @@ class DistributionCLI:
         flags = config_flags(self.args)
         if verb in SERVE_VERBS:
             flags["mode"] = verb.name
+        if self.args.config == "":
+            raise ConfigError("--config", 'given ""; allowed: the path of a JSON file')
         file = self.args.config or self.env.get(CONFIG_ENV)
         return load_config(file=Path(file) if file else None, env=self.env, flags=flags)
 
@@ -100,6 +102,11 @@ class DistributionCLI:
             traceback.print_exception(error, file=self.out.stderr)
         else:
             self.out.note(f"Set {DEBUG_ENV}=debug to see where it happened.")
+
+
+def _nowhere() -> TextIO:
+    """In place of a stream that was closed before we began."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def exit_code(error: ClusterError) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, NoReturn
 
 from zmqcluster.cli import act, crawl, serve, show, submit
-from zmqcluster.cli.call import Verb, Words
+from zmqcluster.cli.call import USAGE, Verb, Words
+from zmqcluster.cli.output import encodable
 from zmqcluster.config import KEYS, Key
 from zmqcluster.config.kinds import ByteCount, Choice, ListOf, Seconds, Whole
 
@@ -25,8 +28,9 @@ _METAVARS_BY_KEY: Final = {
     "device_id": "ID",
     "device_name": "NAME",
     "join_token": "TOKEN",
+    "retention_days": "DAYS",
 }
-_METAVARS: Final = {Whole: "N", Seconds: "TIME", ByteCount: "BYTES", ListOf: "A,B"}
+_METAVARS: Final = {Whole: "N", Seconds: "SECONDS", ByteCount: "BYTES", ListOf: "A,B"}
 _KEYS: Final = {key.name: key for key in KEYS}
 
 
@@ -63,16 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The checked arguments; wrong ones end the process with usage and exit code 2.
+    """The checked arguments; wrong ones end the process with one line and exit code 2.
 
     Words of a list may stand on both sides of a flag (`submit echo --wait value=1`), which
     argparse alone refuses.
     """
-    parser = build_parser()
-    args, left = parser.parse_known_args(argv)
-    words: Words | None = args.verb.words
-    if left and (words is None or any(each.startswith("-") for each in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    args, left = build_parser().parse_known_args(argv)
+    parser: _Parser = args.parser
+    words: Words | None = args.verb.words if args.verb else None
+    if left and (words is None or any(map(_is_flag, left))):
+        parser.refuse_unknown(next(filter(_is_flag, left), left[0]))
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        parser.exit(USAGE)
     try:
         for each in left:
             assert words is not None
@@ -94,6 +101,36 @@ def config_flags(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, not behind a screen of usage, and in what a stream can print."""
+
+    def error(self, message: str) -> NoReturn:
+        problem = message.removeprefix("argument ")
+        self.exit(USAGE, f"zmqcluster: {problem} (see {self.prog} --help)\n")
+
+    def refuse_unknown(self, word: str) -> NoReturn:
+        """A word no argument takes, with the nearest flag there is."""
+        flags = [each for action in self._actions for each in action.option_strings]
+        near = difflib.get_close_matches(word.partition("=")[0][:64], flags, n=1)
+        self.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else ""))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        stream = file or sys.stderr
+        super()._print_message(encodable(message, stream) if stream else message, stream)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            # argparse forgets that verbs stand two columns further in, and breaks the longest.
+            self._action_max_length += 2
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-")
+
+
 _Subparsers = argparse._SubParsersAction  # its only name
 
 
@@ -102,27 +139,28 @@ def _parser(
     help: str,
     example: str,
     *,
-    into: _Subparsers[argparse.ArgumentParser] | None = None,
+    into: _Subparsers[_Parser] | None = None,
     name: str = "",
-) -> argparse.ArgumentParser:
+) -> _Parser:
     if into is None:
-        parser = argparse.ArgumentParser(prog=program)
+        parser = _Parser(prog=program)
     else:
         parser = into.add_parser(name, prog=program, help=help)
     parser.description = help[:1].upper() + help[1:].rstrip(".") + "."
     parser.epilog = f"example:\n  {example}"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = _Formatter
     # A flag of tomorrow must not change what a script of today means.
     parser.allow_abbrev = False
+    parser.set_defaults(verb=None, parser=parser)
     return parser
 
 
-def _subparsers(parser: argparse.ArgumentParser) -> _Subparsers[argparse.ArgumentParser]:
-    return parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+def _subparsers(parser: _Parser) -> _Subparsers[_Parser]:
+    return parser.add_subparsers(metavar="VERB", title="verbs")
 
 
 def _add_verb(
-    into: _Subparsers[argparse.ArgumentParser],
+    into: _Subparsers[_Parser],
     verb: Verb,
     program: str,
     example_prefix: str = "distribute ",

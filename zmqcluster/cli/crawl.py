@@ -17,10 +17,10 @@ from zmqcluster.cli.progress import Progress, display_for
 from zmqcluster.cli.show import list_tasks
 from zmqcluster.cli.tally import Tally
 from zmqcluster.cli.times import bytes_text, duration_text
-from zmqcluster.cli.values import duration, natural, task_id
+from zmqcluster.cli.values import duration, task_id, whole
 from zmqcluster.config import ClusterConfig, shown
 from zmqcluster.errors import ConfigError, MasterUnreachable, RequestRefused
-from zmqcluster.model import NAME_CHARS_MAX, SUBMIT_TASKS_MAX, JobState, TaskState
+from zmqcluster.model import CONCURRENCY_MAX, NAME_CHARS_MAX, SUBMIT_TASKS_MAX, JobState, TaskState
 from zmqcluster.rest.schemas import JobView, RateBody, SubmittedView
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ LOOK_EVERY_S: Final = 1.0
 # As many rate rules as one submission carries (messages.Submit).
 RATES_MAX: Final = 256
 FAILED_SHOWN: Final = 10
+DEPTH_MAX: Final = 1000
+DELAY_S_MAX: Final = 3600.0
 SCOPES: Final = ("prefix", "host", "domain", "page")
 
 
@@ -298,16 +300,21 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="how far to go: below the URL's folder (prefix), its host,"
         " its domain, or this page alone; prefix unless told",
     )
-    add("--depth", type=natural, metavar="N", help="most links away from where it began (20)")
+    add(
+        "--depth",
+        type=whole(0, DEPTH_MAX),
+        metavar="N",
+        help="most links away from where it began (20)",
+    )
     add(
         "--delay",
-        type=duration,
+        type=duration(DELAY_S_MAX, zero=True),
         metavar="TIME",
         help="least time between two requests to a site, by the whole fleet (1 for public sites)",
     )
     add(
         "--concurrency",
-        type=natural,
+        type=whole(0, CONCURRENCY_MAX),
         metavar="N",
         help="most requests to a site at once, by the"
         " whole fleet; 0: any number (4 for public sites)",

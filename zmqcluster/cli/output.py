@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TextIO
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 import msgspec
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 CELL_CHARS_MAX: Final = 300
+# A longer text may be folded to this width where the terminal is narrow; a shorter one stays whole.
+FOLDED_CHARS_MIN: Final = 18
 
 
 def clean(text: object) -> str:
@@ -42,11 +48,12 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """A line of the result."""
-        print(_encodable(clean(text), self.stdout), file=self.stdout)
+        print(encodable(clean(text), self.stdout), file=self.stdout)
 
     def note(self, text: str) -> None:
-        """A line beside the result."""
-        print(_encodable(clean(text), self.stderr), file=self.stderr, flush=True)
+        """A line beside the result. Nobody there to read it is no reason to fail."""
+        with suppress(OSError):
+            print(encodable(clean(text), self.stderr), file=self.stderr, flush=True)
 
     def data(self, value: Any) -> None:
         """A view (or list of views) as JSON, escaped down to ASCII, so it is safe to look at."""
@@ -72,7 +79,7 @@ class Output:
 
     def _plain_table(self, columns: Sequence[str], cells: list[list[str]]) -> None:
         lines = [list(columns), *cells]
-        widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+        widths = _widths(columns, cells)
         right = _numeric_columns(len(columns), cells)
         for line in lines:
             padded = (
@@ -83,23 +90,63 @@ class Output:
 
     def _rich_table(self, columns: Sequence[str], cells: list[list[str]], title: str) -> None:
         # rich takes 60 ms to load: only when somebody looks.
-        from rich.box import SIMPLE_HEAD
         from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        right = _numeric_columns(len(columns), cells)
-        for n, column in enumerate(columns):
-            table.add_column(column, justify="right" if n in right else "left", overflow="fold")
-        for row in cells:
-            # Text, not str: a title in [brackets] is no markup.
-            table.add_row(*(Text(cell) for cell in row))
         console = Console(file=self.stdout)
+        columns, cells = _without_empty(columns, cells)
+        gap = _gap(columns, cells, console.width)
+        if gap is None:
+            # Columns of two letters help nobody: let the terminal wrap whole lines.
+            self._plain_table(columns, cells)
+            return
         if title:
             # Not the table's own title: that one wraps at the width of a narrow table.
             console.print(Text(title, style="bold"))
-        console.print(table)
+        console.print(_framed(columns, cells, gap))
+
+
+def _framed(columns: Sequence[str], cells: list[list[str]], gap: int) -> Table:
+    """The table for a terminal it fits into: only long texts are folded."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    # The box itself puts one column between two.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    right = _numeric_columns(len(columns), cells)
+    for n, width in enumerate(_widths(columns, cells)):
+        table.add_column(
+            columns[n],
+            justify="right" if n in right else "left",
+            overflow="fold",
+            no_wrap=width <= FOLDED_CHARS_MIN,
+        )
+    for row in cells:
+        # Text, not str: a title in [brackets] is no markup.
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _without_empty(
+    columns: Sequence[str], cells: list[list[str]]
+) -> tuple[Sequence[str], list[list[str]]]:
+    """Only the columns that say something."""
+    kept = [n for n in range(len(columns)) if not cells or any(row[n] for row in cells)]
+    return [columns[n] for n in kept], [[row[n] for n in kept] for row in cells]
+
+
+def _gap(columns: Sequence[str], cells: list[list[str]], width: int) -> int | None:
+    """Blanks between columns, two or at least one, so that the table fits; None: it cannot."""
+    widths = _widths(columns, cells)
+    least = sum(min(each, FOLDED_CHARS_MIN) for each in widths)
+    if sum(widths) + 2 * len(widths) <= width:
+        return 2
+    return 1 if least + len(widths) + 1 <= width else None
+
+
+def _widths(columns: Sequence[str], cells: list[list[str]]) -> list[int]:
+    return [max(len(line[n]) for line in [columns, *cells]) for n in range(len(columns))]
 
 
 def _numeric_columns(count: int, cells: list[list[str]]) -> set[int]:
@@ -110,6 +157,7 @@ def _numeric_columns(count: int, cells: list[list[str]]) -> set[int]:
     }
 
 
-def _encodable(text: str, stream: TextIO) -> str:
+def encodable(text: str, stream: IO[str]) -> str:
+    """The text, with ? for what the stream's encoding does not have."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

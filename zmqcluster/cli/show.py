@@ -9,33 +9,44 @@ from typing import Any, Final
 
 from zmqcluster.cli.call import DONE, Call, Verb
 from zmqcluster.cli.times import bytes_text, duration_text, wall_text
-from zmqcluster.cli.values import device_id, positive, task_id
-from zmqcluster.model import TaskId, TaskState
+from zmqcluster.cli.values import device_id, key, task_id, task_type, whole
+from zmqcluster.model import RATE_KEY_CHARS_MAX, TaskId, TaskState
 from zmqcluster.rest.schemas import (
     LIST_MAX,
     DeviceList,
     EventList,
     JobPage,
+    JobView,
     TaskDetailView,
     TaskPage,
     TaskView,
 )
 from zmqcluster.views import DeviceView, ExplainView, OverviewView
 
-TASK_COLUMNS: Final = ("id", "type", "state", "job", "attempt", "device", "what", "error")
+TASKS_MAX: Final = 1_000_000
+TASK_COLUMNS: Final = (
+    "id",
+    "type",
+    "state",
+    "job",
+    "attempt",
+    "created",
+    "device",
+    "what",
+    "error",
+)
 DEVICE_COLUMNS: Final = (
     "device",
     "name",
     "state",
-    "running",
-    "in hands",
-    "slots",
+    "busy",
+    "held",
     "done",
     "failed",
     "lost",
-    "cpu %",
-    "mem %",
-    "last beat",
+    "cpu%",
+    "mem%",
+    "beat",
     "labels",
 )
 
@@ -99,13 +110,18 @@ def tasks(call: Call) -> int:
         call.out.data(found)
         return DONE
     call.out.table(TASK_COLUMNS, (_task_cells(each) for each in found))
+    if not found:
+        call.out.note("No task fits.")
     if len(found) == args.limit:
         call.out.note(f"The newest {args.limit}; more with --limit.")
     return DONE
 
 
 def list_tasks(call: Call, *, limit: int, **filters: Any) -> list[TaskView]:
-    """Up to limit tasks, newest first, over as many pages as it takes."""
+    """Up to limit tasks, newest first, over as many pages as it takes.
+
+    Raises RequestRefused when none fit because the job they should be of does not exist.
+    """
     found: list[TaskView] = []
     cursor: int | None = None
     while len(found) < limit:
@@ -115,6 +131,8 @@ def list_tasks(call: Call, *, limit: int, **filters: Any) -> list[TaskView]:
         cursor = page.next_cursor
         if cursor is None or not page.tasks:
             break
+    if not found and filters.get("job_id") is not None:
+        call.api.get(f"/jobs/{filters['job_id']}", JobView)
     return found
 
 
@@ -136,8 +154,8 @@ def task(call: Call) -> int:
                     each.attempt,
                     each.device_id,
                     wall_text(each.assigned_wall),
-                    wall_text(each.started_wall),
-                    wall_text(each.ended_wall),
+                    wall_text(each.started_wall)[-len("08:00:00") :],
+                    wall_text(each.ended_wall)[-len("08:00:00") :],
                     each.outcome,
                     duration_text(each.run_us / 1e6) if each.ended_wall else "",
                     each.error,
@@ -200,7 +218,18 @@ def jobs(call: Call) -> int:
         call.out.data(page.jobs)
         return DONE
     call.out.table(
-        ("job", "name", "state", "pending", "running", "completed", "failed", "dead", "created"),
+        (
+            "job",
+            "name",
+            "state",
+            "pending",
+            "running",
+            "done",
+            "failed",
+            "dead",
+            "cancelled",
+            "created",
+        ),
         (
             (
                 each.job_id,
@@ -211,11 +240,14 @@ def jobs(call: Call) -> int:
                 each.tasks.completed,
                 each.tasks.failed,
                 each.tasks.dead,
+                each.tasks.cancelled,
                 wall_text(each.created_wall),
             )
             for each in page.jobs
         ),
     )
+    if not page.jobs:
+        call.out.note("No job yet: `crawl URL` and `submit … --job NAME` start one.")
     return DONE
 
 
@@ -226,6 +258,7 @@ def _task_cells(view: TaskView) -> tuple[object, ...]:
         view.state,
         view.job_id or "",
         view.attempt,
+        wall_text(view.created_wall),
         view.device_id,
         view.unique_key,
         view.error,
@@ -257,14 +290,13 @@ def _task_fields(view: TaskDetailView) -> Iterable[tuple[str, object]]:
 
 
 def _device_cells(view: DeviceView) -> tuple[object, ...]:
-    age = "" if view.beat_age_ms is None else duration_text(view.beat_age_ms / 1000) + " ago"
+    age = "" if view.beat_age_ms is None else duration_text(view.beat_age_ms / 1000)
     return (
         view.device_id,
         view.name,
         view.state,
-        view.running,
+        f"{view.running}/{view.slots}",
         view.assigned,
-        view.slots,
         view.completed,
         view.failed,
         view.lost,
@@ -293,11 +325,13 @@ def _compact(value: Any) -> str:
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", choices=[str(state) for state in TaskState], help="only these")
     parser.add_argument("--job", type=task_id, metavar="JOB", help="only of this job")
-    parser.add_argument("--type", help="only of this task type")
+    parser.add_argument("--type", type=task_type, help="only of this task type")
     parser.add_argument("--device", type=device_id, help="only what this device holds or held")
-    parser.add_argument("--rate-key", metavar="KEY", help="only of this rate key")
     parser.add_argument(
-        "--limit", type=positive, default=50, metavar="N", help="at most so many (50)"
+        "--rate-key", type=key(RATE_KEY_CHARS_MAX), metavar="KEY", help="only of this rate key"
+    )
+    parser.add_argument(
+        "--limit", type=whole(1, TASKS_MAX), default=50, metavar="N", help="at most so many (50)"
     )
 
 
@@ -311,7 +345,7 @@ def _perhaps_device(parser: argparse.ArgumentParser) -> None:
 
 def _job_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--limit", type=positive, default=20, metavar="N", help="at most so many (20)"
+        "--limit", type=whole(1, LIST_MAX), default=20, metavar="N", help="at most so many (20)"
     )
 
 

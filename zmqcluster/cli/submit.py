@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
+import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -16,15 +18,36 @@ from msgspec import Struct
 
 from zmqcluster.cli.call import DONE, FAILED, INTERRUPTED, Call, Verb, Words
 from zmqcluster.cli.follow import Follower
-from zmqcluster.cli.values import duration, label, natural, pair, task_id, task_type
+from zmqcluster.cli.values import (
+    duration,
+    instant,
+    key,
+    label,
+    pair,
+    read_json,
+    task_id,
+    task_type,
+    whole,
+)
 from zmqcluster.config import shown
-from zmqcluster.errors import ConfigError
-from zmqcluster.model import NAME_CHARS_MAX, PRIORITY_DEFAULT, SUBMIT_TASKS_MAX, TaskState
+from zmqcluster.errors import ConfigError, RequestRefused
+from zmqcluster.model import (
+    NAME_CHARS_MAX,
+    PRIORITY_DEFAULT,
+    PRIORITY_MAX,
+    RATE_KEY_CHARS_MAX,
+    RETRIES_MAX,
+    SUBMIT_TASKS_MAX,
+    TIMEOUT_MS_MAX,
+    UNIQUE_KEY_CHARS_MAX,
+    TaskState,
+)
 from zmqcluster.rest.schemas import JobView, SubmittedView, TaskDetailView
 
 # The REST door takes bodies of 8 MiB; half of it leaves room for the frame around the tasks.
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 LINE_BYTES_MAX: Final = 1024 * 1024
+_PLACE: Final = re.compile(r"tasks\[([0-9]+)\](?:\.|: )")
 
 
 class Sent(Struct):
@@ -33,6 +56,13 @@ class Sent(Struct):
     job_id: int
     task_ids: list[int]
     existing: list[int]
+
+
+class Line(Struct, frozen=True):
+    """One task as a JSON object. where: its place for people; empty for the task of the flags."""
+
+    where: str
+    task: bytes
 
 
 def submit(call: Call) -> int:
@@ -45,7 +75,7 @@ def submit(call: Call) -> int:
     sent = Sent(args.job_id or 0, [], [])
     with ExitStack() as stack:
         if args.file is None:
-            batches: Iterator[list[bytes]] = iter([[_one_task(args)]])
+            batches: Iterator[list[Line]] = iter([[Line("", _one_task(args))]])
         else:
             batches = _batches(_opened(args.file, stack), args.file)
         for batch in batches:
@@ -81,13 +111,9 @@ def _given_data(args: argparse.Namespace) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if args.data is not None:
         try:
-            document = json.loads(args.data)
-        except RecursionError:
-            raise ConfigError("--data", "nested too deeply") from None
-        except json.JSONDecodeError as error:
-            raise ConfigError("--data", f"not JSON: {error.msg} at column {error.colno}") from None
+            document = read_json(args.data)
         except ValueError as error:
-            raise ConfigError("--data", f"not JSON: {error}") from None
+            raise ConfigError("--data", str(error)) from None
         if not isinstance(document, dict):
             raise ConfigError("--data", f"given {shown(document)}; allowed: a JSON object")
         data = document
@@ -108,19 +134,20 @@ def _opened(name: str, stack: ExitStack) -> BinaryIO:
         raise ConfigError("--file", f"cannot read {shown(name)}: {reason}") from None
 
 
-def _batches(stream: BinaryIO, name: str) -> Iterator[list[bytes]]:
+def _batches(stream: BinaryIO, name: str) -> Iterator[list[Line]]:
     """The lines of the file in requests of bounded size; each line one task as a JSON object."""
-    batch: list[bytes] = []
+    batch: list[Line] = []
     size = 0
     for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES_MAX + 1), b""), 1):
-        task = line.strip()
+        task = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
         if not task:
             continue
-        _check_line(task, f"{name}, line {number}")
+        where = f"{name}, line {number}"
+        _check_line(task, where)
         if batch and (len(batch) >= SUBMIT_TASKS_MAX or size + len(task) > BATCH_BYTES_MAX):
             yield batch
             batch, size = [], 0
-        batch.append(task)
+        batch.append(Line(where, task))
         size += len(task) + 1
     if batch:
         yield batch
@@ -138,20 +165,31 @@ def _check_line(line: bytes, where: str) -> None:
         raise ConfigError(where, 'no "task_type" in it')
 
 
-def _send(call: Call, sent: Sent, batch: list[bytes]) -> None:
+def _send(call: Call, sent: Sent, batch: list[Line]) -> None:
     """Queue one batch; the first may start the job that the others then join."""
-    frame: dict[str, Any] = {"tasks": [msgspec.Raw(task) for task in batch]}
+    frame: dict[str, Any] = {"tasks": [msgspec.Raw(line.task) for line in batch]}
     name = _job_name(call.args)
     if sent.job_id:
         frame["job_id"] = sent.job_id
     elif name:
         frame["job_name"] = name
-    key = secrets.token_hex(16)
-    answer = call.api.ask("POST", "/tasks", SubmittedView, frame, key=key)
+    try:
+        answer = call.api.ask("POST", "/tasks", SubmittedView, frame, key=secrets.token_hex(16))
+    except RequestRefused as error:
+        raise RequestRefused(error.code, _placed(error.problem, batch)) from None
     sent.job_id = answer.job_id
     offset = len(sent.task_ids)
     sent.task_ids += answer.task_ids
     sent.existing += [offset + position for position in answer.existing]
+
+
+def _placed(problem: str, batch: list[Line]) -> str:
+    """The master's words, with the task it means named as the user knows it."""
+    found = _PLACE.match(problem)
+    if found is None or int(found[1]) >= len(batch):
+        return problem
+    where = batch[int(found[1])].where
+    return (f"{where}: " if where else "") + problem[found.end() :]
 
 
 def _job_name(args: argparse.Namespace) -> str:
@@ -218,24 +256,47 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("pairs", type=pair, nargs="*", metavar="KEY=VALUE", help="parameters; JSON or text")
     add("--data", metavar="JSON", help="parameters as one JSON object")
     add("--file", metavar="FILE", help="a task a line, as REST takes them; - is stdin")
-    add("--job", metavar="NAME", type=_name, help="start a job of this name for the tasks")
+    add(
+        "--job",
+        metavar="NAME",
+        type=key(NAME_CHARS_MAX),
+        help="start a job of this name for the tasks",
+    )
     add("--job-id", metavar="JOB", type=task_id, help="add the tasks to this job")
     add("--wait", action="store_true", help="wait for the end; exit code 1 if any task failed")
-    add("--priority", type=int, choices=range(10), default=PRIORITY_DEFAULT, help="9 goes first")
-    add("--max-retries", type=natural, metavar="N", help="how often to try again")
-    add("--timeout", type=duration, metavar="TIME", help="longest run, such as 90 or 15m")
-    add("--not-before", metavar="INSTANT", help="start no sooner: 2030-01-31T08:00:00Z")
-    add("--unique-key", metavar="KEY", help="one task of this key in its job, ever")
-    add("--rate-key", metavar="KEY", help="share the limits of this key")
-    add("--label", type=label, action="append", metavar="LABEL", help="a device must have it")
-
-
-def _name(text: str) -> str:
-    if 1 <= len(text) <= NAME_CHARS_MAX and text.isprintable():
-        return text
-    raise argparse.ArgumentTypeError(
-        f"given {shown(text)}; allowed: at most {NAME_CHARS_MAX} printable characters"
+    add(
+        "--priority",
+        type=whole(0, PRIORITY_MAX),
+        default=PRIORITY_DEFAULT,
+        metavar="N",
+        help="0 to 9; 9 goes first (5)",
     )
+    add("--max-retries", type=whole(0, RETRIES_MAX), metavar="N", help="how often to try again")
+    add(
+        "--timeout",
+        type=duration(TIMEOUT_MS_MAX / 1000),
+        metavar="TIME",
+        help="longest run, such as 90 or 15m",
+    )
+    add(
+        "--not-before",
+        type=instant,
+        metavar="INSTANT",
+        help="start no sooner, such as 2030-01-31T08:00:00Z",
+    )
+    add(
+        "--unique-key",
+        type=key(UNIQUE_KEY_CHARS_MAX),
+        metavar="KEY",
+        help="one task of this key in its job, ever",
+    )
+    add(
+        "--rate-key",
+        type=key(RATE_KEY_CHARS_MAX),
+        metavar="KEY",
+        help="share the limits of this key",
+    )
+    add("--label", type=label, action="append", metavar="LABEL", help="a device must have it")
 
 
 VERBS: Final[tuple[Verb, ...]] = (

@@ -25,8 +25,12 @@ def duration_text(seconds: float) -> str:
     whole = round(seconds)
     for big, small, name, below in ((86_400, 3600, "d", "h"), (3600, 60, "h", "m")):
         if whole >= big:
-            return f"{whole // big} {name} {whole % big // small} {below}"
-    return f"{whole // 60} m {whole % 60} s"
+            return _two_units(whole // big, name, whole % big // small, below)
+    return _two_units(whole // 60, "m", whole % 60, "s")
+
+
+def _two_units(many: int, big: str, few: int, small: str) -> str:
+    return f"{many} {big}" + (f" {few} {small}" if few else "")
 
 
 def bytes_text(count: int) -> str:
