@@ -124,6 +124,19 @@ def test_wrong_crawl_is_refused_before_anything_is_asked(words: list[str], sente
     assert sentence in ran.err
 
 
+def test_a_crawl_of_one_page_and_of_none_is_told_without_empty_tables(master: FakeRest) -> None:
+    crawled(master, [200])
+    one = run("crawl", SEED, master=master)
+    crawled(master, [])
+    none = run("crawl", SEED, master=master)
+
+    assert (one.code, none.code) == (0, 1)
+    assert ": 1 page, 10 B, 0 failed" in one.out
+    assert none.out.splitlines() == [
+        "Job 3 is finished: 0 pages, 0 B, 0 failed, in 2.0 s, 0 a second."
+    ]
+
+
 def test_crawl_ends_with_pages_codes_and_where_the_data_is(master: FakeRest) -> None:
     crawled(master, [200] * 12 + [404, 0])
 
@@ -263,7 +276,7 @@ def test_a_job_in_which_nothing_moves_says_why_once() -> None:
 
     script.follower.job(3, lambda now_s, view: None)
 
-    assert script.err.getvalue() == "Nothing runs yet: No device is online.\n"
+    assert script.err.getvalue() == "Nothing runs now: No device is online.\n"
 
 
 # --- progress ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from zmqcluster.cli.call import DONE, FAILED, Call, Verb, Words
 from zmqcluster.cli.show import list_tasks
-from zmqcluster.cli.times import wall_text
+from zmqcluster.cli.times import count_text, wall_text
 from zmqcluster.cli.values import device_id, duration, host, task_id, token_id, whole
 from zmqcluster.config import DEFAULTS
 from zmqcluster.errors import ConfigError
@@ -126,9 +126,8 @@ def token_create(call: Call) -> int:
     if call.out.as_json:
         call.out.data(issued)
         return DONE
-    machines = "one machine" if issued.uses == 1 else f"{issued.uses} machines"
     call.out.note(
-        f"Token {issued.token_id}: {machines} may join until "
+        f"Token {issued.token_id}: {count_text(issued.uses, 'machine')} may join until "
         f"{wall_text(issued.expires_wall)}. It is shown this once. On the other machine:"
     )
     call.out.line(" ".join(_join_command(call, issued)))

@@ -16,7 +16,7 @@ from zmqcluster.cli.follow import Follower
 from zmqcluster.cli.progress import Progress, display_for
 from zmqcluster.cli.show import list_tasks
 from zmqcluster.cli.tally import Tally
-from zmqcluster.cli.times import bytes_text, duration_text
+from zmqcluster.cli.times import bytes_text, count_text, duration_text
 from zmqcluster.cli.values import duration, task_id, whole
 from zmqcluster.config import ClusterConfig, shown
 from zmqcluster.errors import ConfigError, MasterUnreachable, RequestRefused
@@ -85,7 +85,7 @@ def _seeds(call: Call) -> list[Target]:
 
 
 def _scheme_hint(url: str) -> str:
-    return f"; did you mean https://{url[:100]}?" if "://" not in url else ""
+    return f"; did you mean https://{url[:100]}?" if url and "://" not in url else ""
 
 
 def require_contact(config: ClusterConfig, host: str) -> None:
@@ -242,21 +242,25 @@ def _report(call: Call, job: JobView, progress: Progress, tally: Tally, complete
             ),
             title=f"The first {len(tally.first)} pages",
         )
-    out.line()
-    out.table(
-        ("result", "pages"),
-        sorted(tally.codes.items()),
-        title="Pages by HTTP status" if complete else "Status of the first pages",
-    )
+        out.line()
+    if tally.codes:
+        out.table(
+            ("result", "pages"),
+            sorted(tally.codes.items()),
+            title="Pages by HTTP status" if complete else "Status of the first pages",
+        )
+        out.line()
     _report_failed(call, job)
-    out.line()
     seconds = _job_seconds(job) or progress.elapsed_s
     tasks = job.tasks
     rate = f", {tasks.completed / seconds:.0f} a second" if seconds >= 1 else ""
     out.line(
-        f"Job {job.job_id} is {job.state}: {tasks.completed} pages, {bytes_text(tally.bytes)}, "
-        f"{tasks.failed + tasks.dead} failed, in {duration_text(seconds)}{rate}."
+        f"Job {job.job_id} is {job.state}: {count_text(tasks.completed, 'page')}, "
+        f"{bytes_text(tally.bytes)}, {tasks.failed + tasks.dead} failed, "
+        f"in {duration_text(seconds)}{rate}."
     )
+    if not tasks.completed:
+        return
     out.line(
         f"The data: table records (table_name 'pages', MessagePack in body) of "
         f"{call.config.data_dir}/cluster.db on the master's machine; "
@@ -272,12 +276,12 @@ def _report_failed(call: Call, job: JobView) -> None:
         for state in (TaskState.FAILED, TaskState.DEAD)
         for task in list_tasks(call, limit=FAILED_SHOWN, job_id=job.job_id, state=state.value)
     ]
-    call.out.line()
     call.out.table(
         ("task", "state", "page", "error"),
         ((task.task_id, task.state, task.unique_key, task.error) for task in failed),
         title="Failed",
     )
+    call.out.line()
 
 
 def _job_seconds(job: JobView) -> float:

@@ -108,7 +108,7 @@ class _Stuck:
 
     def _tell(self, job_id: int) -> None:
         for reason in self._follower.patiently(lambda: self._reasons(job_id)):
-            self._follower.call.out.note(f"Nothing runs yet: {reason}")
+            self._follower.call.out.note(f"Nothing runs now: {reason}")
 
     def _reasons(self, job_id: int) -> list[str]:
         call = self._follower.call

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from msgspec import Struct, field
 
 from zmqcluster.cli.output import Output, clean
-from zmqcluster.cli.times import duration_text
+from zmqcluster.cli.times import count_text, duration_text
 from zmqcluster.rest.schemas import JobView
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ PLAIN_LINE_EVERY_S: Final = 5.0
 class Progress(Struct):
     """What is known of a followed job. Times are one steady clock's, in s."""
 
-    unit: str = "pages"
+    unit: str = "page"
     since_s: float | None = None
     now_s: float = 0.0
     view: JobView | None = None
@@ -71,9 +71,9 @@ class Progress(Struct):
         tasks = self.view.tasks
         codes = "".join(f", {count} x {code}" for code, count in sorted(self.codes.items()))
         return (
-            f"{tasks.completed} {self.unit} done, {tasks.pending} pending, {tasks.running} "
-            f"running, {tasks.failed + tasks.dead} failed, {self.per_second:.1f} {self.unit}/s, "
-            f"{duration_text(self.elapsed_s)}{codes}"
+            f"{count_text(tasks.completed, self.unit)} done, {tasks.pending} pending, "
+            f"{tasks.running} running, {tasks.failed + tasks.dead} failed, "
+            f"{self.per_second:.1f} {self.unit}s/s, {duration_text(self.elapsed_s)}{codes}"
         )
 
 
@@ -172,6 +172,6 @@ def _counts(progress: Progress) -> Any:
     text.append(f"   {tasks.running} running   {tasks.pending} pending   ")
     text.append(f"{failed} failed", style="bold red" if failed else "")
     text.append(
-        f"   {progress.per_second:.1f} {progress.unit}/s   {duration_text(progress.elapsed_s)}"
+        f"   {progress.per_second:.1f} {progress.unit}s/s   {duration_text(progress.elapsed_s)}"
     )
     return text

@@ -1,4 +1,4 @@
-"""Instants and durations in the words of commands."""
+"""Instants, durations, sizes and counts in the words of commands."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def duration_text(seconds: float) -> str:
 
 def _two_units(many: int, big: str, few: int, small: str) -> str:
     return f"{many} {big}" + (f" {few} {small}" if few else "")
+
+
+def count_text(count: int, noun: str) -> str:
+    """A count and what is counted: 1 page, 2 pages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def bytes_text(count: int) -> str:
