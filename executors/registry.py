@@ -199,7 +199,7 @@ def _from_module(name: str) -> Iterator[TaskExecutor]:
     try:
         module = importlib.import_module(name)
     # The module is the operator's code: whatever it raises becomes one sentence.
-    except Exception as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         raise _import_failed(name, error) from None
     yield from _from_thing(name, module)
 
@@ -226,7 +226,7 @@ def _from_thing(name: str, thing: object) -> Iterator[TaskExecutor]:
     yield from found
 
 
-def _import_failed(name: str, error: Exception) -> ConfigError:
+def _import_failed(name: str, error: BaseException) -> ConfigError:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
         return ConfigError(

@@ -191,6 +191,7 @@ def test_module_of_the_operator_is_found_and_may_be_named_twice(
     ("source", "problem"),
     [
         ("1 +", "SyntaxError"),
+        ("import sys; sys.exit(7)", "SystemExit: 7"),
         ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
         ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
         ("x = 1", "has no TaskExecutor class"),

@@ -75,7 +75,7 @@ def test_directory_that_cannot_be_is_refused_before_anything_starts(
 ) -> None:
     (tmp_path / "a-file").write_text("in the way")
 
-    with pytest.raises(ConfigError, match=r"data_dir: .*cannot be used.*name another directory"):
+    with pytest.raises(ConfigError, match=r"data_dir: .*is or lies in a file: name a directory"):
         DataDir(tmp_path / where)
 
 

@@ -144,7 +144,8 @@ def _why_not_bound(error: zmq.ZMQError, address: str, port: int, key: str) -> st
         case errno.EACCES:
             return f"port {port} needs more rights: choose one above 1023 with {flag}"
         case _:
-            return f"cannot listen on {address}:{port} ({error}): check --bind and {flag}"
+            why = zmq.strerror(error.errno or 0)
+            return f"cannot listen on {address}:{port} ({why}): check --bind and {flag}"
 
 
 def endpoint(host: str, port: int | str) -> str:

@@ -296,6 +296,8 @@ def _make_private(path: Path) -> None:
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return ConfigError("data_dir", f"{path} is or lies in a file: name a directory")
     return ConfigError(
         "data_dir",
         f"{path} cannot be used ({error.strerror}): make it writable for this user, "
