@@ -1,8 +1,13 @@
 """Entry: `python main.py distribute VERB …` and `python main.py crawl URL…`."""
 
-import argparse
+from __future__ import annotations
+
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 if sys.version_info < (3, 11):  # noqa: UP036  # an older one shall say so, too
     sys.exit("zmqcluster needs Python 3.11 or newer; this is " + sys.version.split()[0])
@@ -21,7 +26,7 @@ except ModuleNotFoundError as error:
 
 
 def _parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The checked arguments; wrong ones end the process with usage and exit code 2."""
+    """The checked arguments; wrong ones end the process with one line and exit code 2."""
     return parse(argv)
 
 

@@ -117,24 +117,25 @@ def test_jobs(master: FakeRest) -> None:
     assert ran.out.splitlines()[1].split()[:2] == ["3", "a"]
 
 
-def changed(*done: int, untouched: tuple[int, ...] = ()) -> Reply:
-    left = [{"task_id": number, "why": "already completed"} for number in untouched]
-    return Reply(body={"task_ids": list(done), "untouched": left})
+def changed(*done: int) -> Reply:
+    return Reply(body={"task_ids": list(done), "untouched": []})
 
 
 def test_cancel_tells_what_it_did_and_what_it_could_not(master: FakeRest) -> None:
+    left = "Task 2 is left as it is: it is completed already."
+    master.answers["POST /tasks/2/cancel"] = problem(409, "conflict", left)
+    master.answers["POST /tasks/4/cancel"] = problem(404, "not_found", "There is no task 4.")
     master.answers["POST /tasks/1/cancel"] = changed(1)
-    master.answers["POST /tasks/2/cancel"] = changed(untouched=(2,))
     master.answers["POST /jobs/3/cancel"] = changed()
     master.answers["GET /jobs/3"] = Reply(body=job_view(3, "cancelled", running=1, cancelled=5))
 
-    both = run("distribute", "cancel", "1", "2", master=master)
+    some = run("distribute", "cancel", "2", "4", "1", master=master)
+    listed = run("distribute", "cancel", "2", "1", "--json", master=master)
     job = run("distribute", "cancel", "--job", "3", master=master)
     as_json = run("distribute", "cancel", "--job", "3", "--json", master=master)
 
-    assert both.code == 1
-    assert "1 cancelled." in both.out
-    assert "Task 2 is as it was: already completed" in both.out
+    assert (some.code, some.out) == (1, f"1 cancelled.\n{left}\nThere is no task 4.\n")
+    assert listed.json() == {"task_ids": [1], "untouched": [{"task_id": 2, "why": left}]}
     assert (job.code, job.out) == (0, "Job 3 is cancelled: 5 cancelled, 1 still to go.\n")
     assert as_json.json()["tasks"]["cancelled"] == 5
 
@@ -335,6 +336,19 @@ def test_submit_sends_a_file_in_bounded_requests_of_one_job(
     assert (first["job_name"], second["job_id"]) == ("big", 8)
     assert "job_name" not in second
     assert second["tasks"][0]["task_data"] == {"n": 10_000}
+
+
+def test_submit_tells_what_was_queued_before_a_bad_line(master: FakeRest, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"task_type": "noop"}\n' * 10_001 + "{")
+    master.answers["POST /tasks"] = submitted
+
+    ran = run("distribute", "submit", "--file", str(file), "--job", "big", master=master)
+
+    assert ran.code == 2
+    told, why = ran.err.splitlines()
+    assert told == "10000 tasks before that were queued in job 8."
+    assert "line 10002: no JSON object" in why
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"task_data": {}}', '"x"', "\xff"])

@@ -13,8 +13,8 @@ from zmqcluster.cli.show import list_tasks
 from zmqcluster.cli.times import count_text, wall_text
 from zmqcluster.cli.values import device_id, duration, host, task_id, token_id, whole
 from zmqcluster.config import DEFAULTS
-from zmqcluster.errors import ConfigError
-from zmqcluster.model import Role
+from zmqcluster.errors import ConfigError, RequestRefused
+from zmqcluster.model import RefusalCode, Role
 from zmqcluster.rest.schemas import (
     TOKEN_TTL_S_MAX,
     TOKEN_USES_MAX,
@@ -45,7 +45,7 @@ def cancel(call: Call) -> int:
         raise ConfigError("cancel", "name tasks, or one job with --job; not both")
     if args.job is not None:
         return _cancel_job(call, args.job)
-    return _told(call, [f"/tasks/{number}/cancel" for number in args.ids], "cancelled")
+    return _told(call, args.ids, "cancel", "cancelled")
 
 
 def _cancel_job(call: Call, job_id: int) -> int:
@@ -64,33 +64,39 @@ def _cancel_job(call: Call, job_id: int) -> int:
 def retry(call: Call) -> int:
     """Put tasks back into the queue."""
     args = call.args
-    if bool(args.ids) == (args.status is not None):
-        raise ConfigError("retry", "name tasks, or all of a state with --status; not both")
     if args.job is not None and args.status is None:
         raise ConfigError("--job", "goes with --status; it says which tasks of that state")
+    if bool(args.ids) == (args.status is not None):
+        raise ConfigError("retry", "name tasks, or all of a state with --status; not both")
     numbers = args.ids
     if args.status is not None:
         found = list_tasks(call, limit=RETRY_TASKS_MAX, state=args.status, job_id=args.job)
         numbers = [each.task_id for each in found]
-    code = _told(call, [f"/tasks/{number}/retry" for number in numbers], "queued again")
+    code = _told(call, numbers, "retry", "queued again")
     if len(numbers) == RETRY_TASKS_MAX and args.status is not None:
         call.out.note(f"At most {RETRY_TASKS_MAX} at once; there may be more: run it again.")
     return code
 
 
-def _told(call: Call, paths: list[str], word: str) -> int:
-    """Post to each path and say what changed; failed when something named did not."""
+def _told(call: Call, numbers: list[int], verb: str, word: str) -> int:
+    """Do it to each task and say what changed; failed when something named did not."""
     acted = ActedView([], [])
-    for path in paths:
-        changed = call.api.ask("POST", path, ChangedView)
+    for number in numbers:
+        try:
+            changed = call.api.ask("POST", f"/tasks/{number}/{verb}", ChangedView)
+        except RequestRefused as error:
+            # One that cannot be changed is no reason to leave the others, or what was done, untold.
+            if error.code not in (RefusalCode.NOT_FOUND, RefusalCode.CONFLICT):
+                raise
+            acted.untouched.append(UntouchedView(number, error.problem))
+            continue
         acted.task_ids += changed.task_ids
-        acted.untouched += changed.untouched
     if call.out.as_json:
         call.out.data(acted)
     else:
         call.out.line(f"{len(acted.task_ids)} {word}.")
         for each in acted.untouched:
-            call.out.line(f"Task {each.task_id} is as it was: {each.why}")
+            call.out.line(each.why)
     return FAILED if acted.untouched else DONE
 
 

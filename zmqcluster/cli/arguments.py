@@ -111,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
     def refuse_unknown(self, word: str) -> NoReturn:
         """A word no argument takes, with the nearest flag there is."""
         flags = [each for action in self._actions for each in action.option_strings]
-        near = difflib.get_close_matches(word.partition("=")[0][:64], flags, n=1)
+        near = difflib.get_close_matches(word.partition("=")[0][:64], flags, n=1, cutoff=0.75)
         self.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else ""))
 
     def _print_message(self, message: str, file: Any = None) -> None:

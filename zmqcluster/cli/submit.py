@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from zmqcluster.cli.call import DONE, FAILED, INTERRUPTED, Call, Verb, Words
 from zmqcluster.cli.follow import Follower
+from zmqcluster.cli.times import count_text
 from zmqcluster.cli.values import (
     duration,
     instant,
@@ -30,7 +31,7 @@ from zmqcluster.cli.values import (
     whole,
 )
 from zmqcluster.config import shown
-from zmqcluster.errors import ConfigError, RequestRefused
+from zmqcluster.errors import ClusterError, ConfigError, RequestRefused
 from zmqcluster.model import (
     NAME_CHARS_MAX,
     PRIORITY_DEFAULT,
@@ -78,8 +79,13 @@ def submit(call: Call) -> int:
             batches: Iterator[list[Line]] = iter([[Line("", _one_task(args))]])
         else:
             batches = _batches(_opened(args.file, stack), args.file)
-        for batch in batches:
-            _send(call, sent, batch)
+        try:
+            for batch in batches:
+                _send(call, sent, batch)
+        except (ClusterError, KeyboardInterrupt):
+            if sent.task_ids:
+                _tell_some(call, sent)
+            raise
     if not sent.task_ids:
         raise ConfigError("--file", f"{shown(args.file)} holds no task")
     if not args.wait:
@@ -197,6 +203,12 @@ def _job_name(args: argparse.Namespace) -> str:
     if args.job is None and args.wait and args.file is not None:
         return f"submit {args.file}"[:NAME_CHARS_MAX]
     return args.job or ""
+
+
+def _tell_some(call: Call, sent: Sent) -> None:
+    """What earlier requests of a file queued, before one of them went wrong."""
+    job = f" in job {sent.job_id}" if sent.job_id else ""
+    call.out.note(f"{count_text(len(sent.task_ids), 'task')} before that were queued{job}.")
 
 
 def _tell_sent(call: Call, sent: Sent) -> None:
