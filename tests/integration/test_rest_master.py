@@ -105,7 +105,7 @@ def test_parameters_no_executor_takes_are_refused_with_the_position(client: Clie
     )
 
     assert status == 422
-    assert problem["detail"].startswith("tasks[1].")
+    assert problem["detail"].startswith("tasks[1]: crawl: url: ")
     assert client.ask("GET", "/tasks")[1]["tasks"] == []
 
 
