@@ -198,7 +198,12 @@ FIRST: Final[Migration] = (
     "CREATE UNIQUE INDEX records_by_key ON records (table_name, key)",
 )
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (FIRST,)
+GIVEN_UP: Final[Migration] = (
+    # Was the last attempt given up without a word from its holder? See core/rows.py: GivenUp.
+    "ALTER TABLE tasks ADD COLUMN given_up INTEGER NOT NULL DEFAULT 0",
+)
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (FIRST, GIVEN_UP)
 
 
 def migrate(

@@ -16,6 +16,7 @@ from zmqcluster.messages import (
     Changed,
     HeartbeatAck,
     Results,
+    RetryTasks,
     Submit,
     TaskOrder,
     TaskResult,
@@ -311,3 +312,77 @@ def test_setting_the_clock_forward_prunes_nothing(master: MasterBench) -> None:
     retention_ms = master.settings.retention_ms
     assert any(cuts)
     assert max(cuts) <= before + 60_000 - retention_ms
+
+
+# --- words that come twice ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.RETRY, Outcome.DIED])
+def test_an_end_that_is_told_twice_counts_once(master: MasterBench, outcome: Outcome) -> None:
+    master.device("d1")
+    master.submit(spec(max_retry_count=3))
+    order = one(master, "d1")
+    master.ends("d1", order, outcome)
+    once = (master.task(1).failures, master.task(1).deaths)
+
+    master.ends("d1", order, outcome)
+
+    assert (master.task(1).failures, master.task(1).deaths) == once
+    assert master.state(1) is TaskState.PENDING
+    assert master.event_kinds()[-1] == "result_fenced"
+
+
+def test_a_death_that_was_none_is_taken_back(master: MasterBench) -> None:
+    master.device("d1")
+    master.submit(spec(max_retry_count=3))
+    order = one(master, "d1")
+    master.starts("d1", order)
+    master.loses("d1")
+    master.advance(1_000)
+    assert master.task(1).deaths == 1
+
+    master.device("d1", inventory=(held(order),))
+
+    assert (master.state(1), master.task(1).deaths) == (TaskState.RUNNING, 0)
+
+
+def test_a_late_failure_of_an_attempt_that_counted_as_dead_is_a_failure(
+    master: MasterBench,
+) -> None:
+    master.device("d1")
+    master.submit(spec(max_retry_count=3))
+    order = one(master, "d1")
+    master.starts("d1", order)
+    master.loses("d1")
+    master.advance(1_000)
+
+    master.device("d1", types=("other",))
+    master.ends("d1", order, Outcome.FAILED)
+
+    assert (master.task(1).failures, master.task(1).deaths) == (1, 0)
+
+
+def test_a_retry_that_is_asked_again_does_not_undo_a_later_cancel(master: MasterBench) -> None:
+    master.submit()
+    master.changes(CancelTasks(b"first", (1,)))
+    answer = master.changes(RetryTasks(b"retry", (1,)))
+    master.changes(CancelTasks(b"second", (1,)))
+
+    again = master.changes(RetryTasks(b"retry", (1,)))
+
+    assert again == answer
+    assert master.state(1) is TaskState.CANCELLED
+
+
+def test_a_cancel_that_is_asked_again_after_a_restart_spares_the_next_life(
+    master: MasterBench,
+) -> None:
+    master.submit()
+    answer = master.changes(CancelTasks(b"cancel", (1,)))
+    master.changes(RetryTasks(b"retry", (1,)))
+    master.restart()
+
+    again = master.changes(CancelTasks(b"cancel", (1,)))
+
+    assert again == answer
+    assert master.state(1) is TaskState.PENDING

@@ -92,12 +92,12 @@ def test_stale_entries_of_cancelled_tasks_do_not_pile_up() -> None:
     master = MasterBench()
     master.audited_tasks_max = 0
     master.submit()
-    for _ in range(40):
+    for number in range(40):
         answer = master.submit(*[spec() for _ in range(50)])
-        master.changes(CancelTasks(b"c", answer.task_ids))
+        master.changes(CancelTasks(b"c%d" % number, answer.task_ids))
         later = WALL_AT_ZERO + HOUR_MS
         answer = master.submit(*[spec(not_before_ms=later) for _ in range(50)])
-        master.changes(CancelTasks(b"d", answer.task_ids))
+        master.changes(CancelTasks(b"d%d" % number, answer.task_ids))
 
     [lane] = master.core.state.queue.lanes.values()
     assert len(lane.tasks) <= 64 + 2 * 50

@@ -7,7 +7,7 @@ from typing import Final
 from zmqcluster.core.fleet import Device, Flight, take
 from zmqcluster.core.lifecycle import TaskCause, backoff_ms, cause_of
 from zmqcluster.core.queue import Shape
-from zmqcluster.core.rows import TaskRow
+from zmqcluster.core.rows import GivenUp, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.messages import Assign, TaskOrder
 from zmqcluster.model import (
@@ -63,6 +63,7 @@ class TaskDispatcher:
         task.started_wall = 0
         task.retry_at_ms = 0
         task.not_before_wall = 0
+        task.given_up = GivenUp.NO
         rate = state.rate(task.rate_key)
         flight = Flight(
             task=task,
@@ -97,13 +98,25 @@ class TaskDispatcher:
         error: str = "",
         run_us: int = 0,
         retry_after_ms: int = 0,
+        is_unheard: bool = False,
     ) -> None:
-        """An attempt in flight is over: charge it to the task and move the task on."""
+        """An attempt in flight is over: charge it to the task and move the task on.
+
+        is_unheard: its holder did not say so; if it does yet, `take_back` comes first.
+        """
         state, task = self._state, flight.task
         state.land(flight)
         self._release_key(flight, outcome)
         state.record_end(task, outcome, run_us, error)
-        self.conclude(task, outcome, error=error, retry_after_ms=retry_after_ms, begun=flight.begun)
+        if is_unheard:
+            is_death = outcome is Outcome.DEVICE_LOST and flight.begun
+            task.given_up = GivenUp.DIED if is_death else GivenUp.LOST
+        self.conclude(task, outcome, error=error, retry_after_ms=retry_after_ms)
+
+    def take_back(self, task: TaskRow) -> None:
+        """There is word of an attempt that was given up: it was not lost, nor a death."""
+        task.deaths -= task.given_up == GivenUp.DIED
+        task.given_up = GivenUp.NO
 
     def conclude(
         self,
@@ -112,17 +125,14 @@ class TaskDispatcher:
         *,
         error: str = "",
         retry_after_ms: int = 0,
-        begun: bool = True,
     ) -> None:
         """Decide what an attempt's end means for its task, which nobody holds any more."""
         state = self._state
         if outcome in (Outcome.FAILED, Outcome.RETRY, Outcome.TIMED_OUT, Outcome.REJECTED):
             task.failures += 1
-        elif outcome is Outcome.DIED or (outcome is Outcome.DEVICE_LOST and begun):
+        elif outcome is Outcome.DIED or task.given_up == GivenUp.DIED:
             task.deaths += 1
         cause = cause_of(task, outcome)
-        if outcome is Outcome.COMPLETED and task.cancel_requested:
-            state.event("result_discarded", task=task, detail="it was cancelled before it ended")
         # What went wrong before is with the attempts it happened to.
         task.error = "" if outcome is Outcome.COMPLETED else error
         if outcome is not Outcome.COMPLETED:

@@ -11,7 +11,7 @@ from zmqcluster.core.effects import LoadOpenTasks, Publish
 from zmqcluster.core.events import Facts, OpenTasksLoaded, Peer
 from zmqcluster.core.fleet import Flight
 from zmqcluster.core.lifecycle import TaskCause
-from zmqcluster.core.rows import JobRow, SubmissionRow, TaskRow, UniqueKeyRow
+from zmqcluster.core.rows import GivenUp, JobRow, SubmissionRow, TaskRow, UniqueKeyRow
 from zmqcluster.core.state import MasterState, Watcher
 from zmqcluster.core.watching import watch_tasks
 from zmqcluster.messages import (
@@ -49,13 +49,7 @@ def unique_hash(unique_key: str) -> bytes:
 
 def on_submit(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> None:
     """Queue a batch; the same request again gets the same answer and changes nothing."""
-    answered = state.submissions.get(message.request_id)
-    if answered is not None:
-        state.send(peer, answered)
-        return
-    if facts.submitted is not None:
-        job_id, task_ids, existing = facts.submitted
-        state.send(peer, Submitted(message.request_id, job_id, task_ids, existing))
+    if _is_answered(state, peer, message, facts):
         return
     if not message.tasks:
         _refuse(state, peer, message.request_id, RefusalCode.BAD_REQUEST, "tasks: none given")
@@ -68,16 +62,44 @@ def on_submit(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> 
     added = [add_task(state, spec, job.job_id, TaskId(0), facts) for spec in message.tasks]
     ids = tuple(task_id for task_id, _ in added)
     existing = tuple(index for index, (_, is_new) in enumerate(added) if not is_new)
-    answer = Submitted(message.request_id, job.job_id, ids, existing)
-    state.submissions[message.request_id] = answer
-    state.until_committed(partial(state.submissions.pop, message.request_id, None))
-    state.changes.submissions.append(
-        SubmissionRow(message.request_id, job.job_id, ids, existing, state.wall_ms)
-    )
     state.count("tasks_submitted", len(ids) - len(existing))
     if message.watch:
         new_ids = [task_id for task_id, is_new in added if is_new]
         watch_tasks(state, Watcher(peer, message.request_id), new_ids)
+    _answer(state, peer, Submitted(message.request_id, job.job_id, ids, existing))
+
+
+def _is_answered(
+    state: MasterState, peer: Peer, message: Submit | CancelTasks | RetryTasks, facts: Facts
+) -> bool:
+    """Was this very request carried out before? Then its answer is said again, and no more.
+
+    A request that was repeated because its answer got lost must not undo what others did since.
+    """
+    answer = state.submissions.get(message.request_id)
+    if answer is None and facts.submitted is not None:
+        job_id, task_ids, existing = facts.submitted
+        if isinstance(message, Submit):
+            answer = Submitted(message.request_id, job_id, task_ids, existing)
+        else:
+            answer = Changed(message.request_id, task_ids)
+    if answer is None:
+        return False
+    state.send(peer, answer)
+    return True
+
+
+def _answer(state: MasterState, peer: Peer, answer: Submitted | Changed) -> None:
+    """Say what came of a request, and remember it for whoever asks again."""
+    request_id = answer.request_id
+    task_ids = tuple(map(TaskId, answer.task_ids))
+    job_id = JobId(answer.job_id) if isinstance(answer, Submitted) else NO_JOB
+    existing = answer.existing if isinstance(answer, Submitted) else ()
+    state.submissions[request_id] = answer
+    state.until_committed(partial(state.submissions.pop, request_id, None))
+    state.changes.submissions.append(
+        SubmissionRow(request_id, job_id, task_ids, existing, state.wall_ms)
+    )
     state.send(peer, answer)
 
 
@@ -150,6 +172,8 @@ def apply_rule(state: MasterState, rule: RateRule, device_id: str = "") -> None:
 
 def on_cancel(state: MasterState, peer: Peer, message: CancelTasks, facts: Facts) -> None:
     """Cancel tasks, or a job: what waits is cancelled now, what runs once its process is gone."""
+    if _is_answered(state, peer, message, facts):
+        return
     if message.job_id:
         _cancel_job(state, peer, message, facts)
         return
@@ -163,7 +187,7 @@ def on_cancel(state: MasterState, peer: Peer, message: CancelTasks, facts: Facts
         else:
             cancel(state, task)
             changed.append(task_id)
-    state.send(peer, Changed(message.request_id, tuple(changed), tuple(untouched)))
+    _answer(state, peer, Changed(message.request_id, tuple(changed), tuple(untouched)))
 
 
 def cancel(state: MasterState, task: TaskRow) -> None:
@@ -210,6 +234,8 @@ def on_open_tasks(state: MasterState, event: OpenTasksLoaded) -> None:
 
 def on_retry(state: MasterState, peer: Peer, message: RetryTasks, facts: Facts) -> None:
     """Give ended tasks another life, with their counts at zero; attempts go on counting."""
+    if _is_answered(state, peer, message, facts):
+        return
     changed, untouched = [], []
     for task_id in map(TaskId, message.task_ids):
         task = find(state, task_id, facts)
@@ -219,7 +245,7 @@ def on_retry(state: MasterState, peer: Peer, message: RetryTasks, facts: Facts) 
             continue
         _revive(state, task)
         changed.append(task_id)
-    state.send(peer, Changed(message.request_id, tuple(changed), tuple(untouched)))
+    _answer(state, peer, Changed(message.request_id, tuple(changed), tuple(untouched)))
 
 
 def find(state: MasterState, task_id: TaskId, facts: Facts) -> TaskRow | None:
@@ -253,6 +279,7 @@ def _revive(state: MasterState, task: TaskRow) -> None:
         job.state, job.finished_wall = JobState.ACTIVE, 0
     task.failures = task.deaths = 0
     task.cancel_requested = False
+    task.given_up = GivenUp.NO
     task.finished_wall = task.retry_at_ms = task.not_before_wall = 0
     task.error = ""
     state.event("task_revived", task=task, detail=f"was {task.state}")
@@ -273,7 +300,7 @@ def _cancel_job(state: MasterState, peer: Peer, message: CancelTasks, facts: Fac
         for flight in [one for one in state.flights.values() if one.task.job_id == job.job_id]:
             cancel(state, flight.task)
         sweep_job(state, job.job_id)
-    state.send(peer, Changed(message.request_id))
+    _answer(state, peer, Changed(message.request_id))
 
 
 def _job_for(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> JobRow | None:

@@ -92,12 +92,11 @@ def backoff_ms(failures: int, rng: Random) -> int:
 
 def cause_of(task: TaskRow, outcome: Outcome) -> TaskCause:
     """What an attempt's end means for its task, whose failures and deaths count it already."""
-    if outcome is Outcome.COMPLETED:
-        # After an acknowledged cancel a task is never completed, however far it got.
-        return TaskCause.CANCELLED if task.cancel_requested else TaskCause.SUCCEEDED
     if task.cancel_requested:
         return TaskCause.CANCELLED
     match outcome:
+        case Outcome.COMPLETED:
+            return TaskCause.SUCCEEDED
         case Outcome.REJECTED:
             return TaskCause.FAILED
         case Outcome.FAILED | Outcome.RETRY | Outcome.TIMED_OUT:

@@ -141,11 +141,12 @@ class MasterCore:
                 return Wants(message.request_id, keys, jobs=self._unknown_jobs(job_id))
             case CancelTasks():
                 return Wants(
+                    message.request_id,
                     tasks=self._unknown_tasks(message.task_ids),
                     jobs=self._unknown_jobs(JobId(message.job_id)),
                 )
             case RetryTasks():
-                return Wants(tasks=self._unknown_tasks(message.task_ids))
+                return Wants(message.request_id, tasks=self._unknown_tasks(message.task_ids))
             case Watch():
                 return Wants(
                     tasks=self._unknown_tasks(message.task_ids),

@@ -10,7 +10,7 @@ from zmqcluster.core.events import Facts
 from zmqcluster.core.fleet import Device, Flight
 from zmqcluster.core.intake import add_task, apply_rule, find
 from zmqcluster.core.lifecycle import TaskCause
-from zmqcluster.core.rows import RecordRow, TaskRow
+from zmqcluster.core.rows import GivenUp, RecordRow, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.messages import (
     AttemptRef,
@@ -112,7 +112,7 @@ def _accept(
     result: TaskResult,
     facts: Facts,
 ) -> None:
-    outcome, error = _outcome_of(result)
+    outcome, error = _outcome_of(state, flight.task, result)
     _take_over(state, device, flight.task, result, outcome, facts)
     dispatcher.end(
         flight,
@@ -137,6 +137,7 @@ def _salvage(
         and task.state is TaskState.PENDING
         and task.attempt == result.attempt
         and task.device_id == device.device_id
+        and task.given_up != GivenUp.NO
         and not _is_blind(result, facts)
     )
     if task is None or not is_last:
@@ -147,10 +148,11 @@ def _salvage(
             detail=f"attempt {result.attempt} of task {result.task_id}: {result.outcome}",
         )
         return
-    outcome, error = _outcome_of(result)
+    dispatcher.take_back(task)
     if state.job(task.job_id).state is JobState.CANCELLED:
         # It is about to be swept up, and nothing of a cancelled job is completed.
         task.cancel_requested = True
+    outcome, error = _outcome_of(state, task, result)
     state.event("result_salvaged", task=task, detail=str(outcome))
     _take_over(state, device, task, result, outcome, facts)
     state.record_end(task, outcome, result.run_us, error)
@@ -163,7 +165,13 @@ def _is_blind(result: TaskResult, facts: Facts) -> bool:
     return bool(result.children) and TaskId(result.task_id) in facts.tasks
 
 
-def _outcome_of(result: TaskResult) -> tuple[Outcome, str]:
+def _outcome_of(state: MasterState, task: TaskRow, result: TaskResult) -> tuple[Outcome, str]:
+    """What the end of an attempt counts as, and why."""
+    if result.outcome is Outcome.COMPLETED and task.cancel_requested:
+        # After an acknowledged cancel a task is never completed, however far it got.
+        why = "it was cancelled before it ended"
+        state.event("result_discarded", task=task, detail=why)
+        return Outcome.CANCELLED, why
     if result.outcome in _MASTERS_OWN:
         return Outcome.FAILED, f"the device reported the outcome {result.outcome!s}"
     return result.outcome, result.error[:ERROR_CHARS_MAX]
@@ -186,8 +194,6 @@ def _take_over(
     device.row.completed += 1
     state.tally(device)
     state.fleet.durations.observe(task.task_type, result.run_us)
-    if task.cancel_requested:
-        return
     task.result = result.result
     # Before the parent's own end, so that its job is never without an open task in between.
     for spec in result.children:

@@ -8,6 +8,8 @@ and user schedules; `*_ms` instants are cluster time, which wall-clock steps do 
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from msgspec import Struct
 
 from zmqcluster.model import DeviceId, JobId, JobState, TaskId, TaskState
@@ -15,6 +17,15 @@ from zmqcluster.model import DeviceId, JobId, JobState, TaskId, TaskState
 
 class Row(Struct, gc=False):
     """Mutable inside the core, and frozen by copying when it leaves."""
+
+
+class GivenUp(IntEnum):
+    """Did the last attempt end without a word from its holder? Only then may one still come."""
+
+    NO = 0
+    LOST = 1
+    # ... and the loss was counted as a death, which a later word takes back.
+    DIED = 2
 
 
 class TaskRow(Row):
@@ -50,6 +61,7 @@ class TaskRow(Row):
     finished_wall: int = 0
     result: bytes = b""
     error: str = ""
+    given_up: int = GivenUp.NO
 
 
 class AssignmentRow(Row):

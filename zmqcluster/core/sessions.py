@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Final
 
 from zmqcluster.core.dispatcher import TaskDispatcher, reopen
@@ -207,7 +208,7 @@ def reconcile(
         listed.add((held.task_id, held.attempt))
         flight = flight_of(state, device, held.task_id, held.attempt)
         if flight is None:
-            flight = _adopt(state, device, held)
+            flight = _adopt(state, dispatcher, device, held)
         if flight is None:
             if held.phase in (QUEUED, RUNNING):
                 unwanted.append(AttemptRef(held.task_id, held.attempt))
@@ -233,19 +234,22 @@ def _take_back_missing(
 ) -> None:
     """Attempts we believe this device has, and it does not list."""
     patience_ms = state.settings.heartbeat_interval_ms + 1_000
+    lost = partial(dispatcher.end, is_unheard=True)
     for flight in list(device.flights.values()):
         if (flight.task.task_id, flight.task.attempt) in listed:
             continue
         if has_rebooted:
-            dispatcher.end(flight, Outcome.DEVICE_LOST, error="its device was restarted")
+            lost(flight, Outcome.DEVICE_LOST, error="its device was restarted")
         elif is_hello or device.beat_seq >= flight.seq:
             # It has seen our Assign, or has a new session, and still does not list the attempt.
-            dispatcher.end(flight, Outcome.DISPATCH_LOST, error="the device does not have it")
+            lost(flight, Outcome.DISPATCH_LOST, error="the device does not have it")
         elif state.now_ms - flight.sent_ms > patience_ms:
-            dispatcher.end(flight, Outcome.DISPATCH_LOST, error="the dispatch never arrived")
+            lost(flight, Outcome.DISPATCH_LOST, error="the dispatch never arrived")
 
 
-def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
+def _adopt(
+    state: MasterState, dispatcher: TaskDispatcher, device: Device, held: Held
+) -> Flight | None:
     """An attempt we gave up on, but never handed out again, is still alive: let it go on."""
     task = state.tasks.get(TaskId(held.task_id))
     if (
@@ -253,6 +257,7 @@ def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
         or task.state is not TaskState.PENDING
         or task.attempt != held.attempt
         or task.device_id != device.device_id
+        or not task.given_up
         or held.phase == QUEUED
         or task.task_type not in device.types
         or state.job(task.job_id).state is JobState.CANCELLED
@@ -260,6 +265,7 @@ def _adopt(state: MasterState, device: Device, held: Held) -> Flight | None:
         return None
     state.queue.remove(task)
     state.delays.remove(task.task_id)
+    dispatcher.take_back(task)
     task.retry_at_ms = 0
     task.error = ""
     task.started_wall = task.started_wall or state.wall_ms
@@ -321,7 +327,7 @@ def _take_back_all(
     state: MasterState, dispatcher: TaskDispatcher, device: Device, outcome: Outcome, why: str
 ) -> None:
     for flight in list(device.flights.values()):
-        dispatcher.end(flight, outcome, error=why)
+        dispatcher.end(flight, outcome, error=why, is_unheard=True)
 
 
 def _hello_refusal(
