@@ -237,8 +237,10 @@ class WorkerCore:
         session = self._session
         if session.is_open and message.epoch > session.epoch:
             session.greet(now_ms)
-        if not session.is_open or message.epoch < session.epoch:
-            # Of a session that is over: that these never arrived shows in the next inventory.
+        is_past = message.epoch < session.epoch or message.seq <= session.assign_seq
+        if not session.is_open or is_past:
+            # Of a session that is over, or overtaken by a later one: the master has given these up
+            # or will, because they are not in the next inventory.
             self.counters.stale_assigns += 1
             return
         session.assign_seq = message.seq
