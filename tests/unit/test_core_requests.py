@@ -9,6 +9,7 @@ from tests.support.master_bench import CLIENT, WALL_AT_ZERO, MasterBench, held, 
 from zmqcluster.core.effects import AllowKey, DenyKey
 from zmqcluster.core.events import Committed, MessageReceived, PeerLost, Principal
 from zmqcluster.core.settings import Settings
+from zmqcluster.core.state import PEER_EVENTS_A_SECOND
 from zmqcluster.messages import (
     Answer,
     AskDevices,
@@ -545,6 +546,13 @@ def test_a_token_lets_as_many_keys_in_as_it_has_uses(master: MasterBench) -> Non
     assert refusal(enrol(master, b"c" * 32, "d3")) is RefusalCode.FORBIDDEN
     assert "enrol_refused" in master.event_kinds()
     master.audit()
+
+
+def test_a_token_that_knocks_in_vain_costs_a_bounded_number_of_rows(master: MasterBench) -> None:
+    for number in range(200):
+        enrol(master, number.to_bytes(32, "big"), f"d{number}", "unknown")
+
+    assert master.event_kinds().count("enrol_refused") == PEER_EVENTS_A_SECOND
 
 
 def test_uses_and_keys_survive_a_restart(master: MasterBench) -> None:

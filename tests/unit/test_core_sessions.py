@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from tests.support.master_bench import MasterBench, held, spec
+from zmqcluster.core.effects import Log
 from zmqcluster.core.events import MessageReceived, Principal
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.state import PEER_EVENTS_A_SECOND
@@ -25,6 +26,8 @@ from zmqcluster.messages import (
     PoolOffer,
     Progress,
     ProgressNote,
+    RateReport,
+    RateRule,
     Refused,
     Resources,
     ResultAck,
@@ -601,3 +604,52 @@ def test_labels_nobody_asks_for_do_not_split_the_fleet(master: MasterBench) -> N
     assert list(master.core.state.fleet.sections) == [(), ("gpu",)]
     assert [len(one.groups) for one in master.core.state.fleet.sections.values()] == [1, 1]
     assert sum(len(master.orders(f"d{number}")) for number in range(30)) == 2
+
+
+# --- what a device causes in the event log ------------------------------------------------------
+
+
+def test_a_device_that_claims_other_names_costs_a_bounded_number_of_rows(
+    master: MasterBench,
+) -> None:
+    for number in range(200):
+        says(master, "liar", "d1", hello(f"other-{number}"))
+
+    refused = [one for one in master.store.events if one.kind == "hello_refused"]
+    assert len(refused) == PEER_EVENTS_A_SECOND
+    assert {one.device_id for one in refused} == {"d1"}
+
+
+def test_a_device_that_comes_and_goes_costs_a_bounded_number_of_rows_and_lines(
+    master: MasterBench,
+) -> None:
+    for _ in range(200):
+        master.device("d1")
+        master.leaves("d1")
+
+    kinds = master.event_kinds()
+    assert kinds.count("device_online") == kinds.count("device_offline") == PEER_EVENTS_A_SECOND
+    lines = [one for one in master.actions if isinstance(one, Log)]
+    assert len(lines) == 2 * PEER_EVENTS_A_SECOND
+
+
+def test_rules_a_device_reports_cost_a_bounded_number_of_rows(master: MasterBench) -> None:
+    master.device("d1")
+
+    for number in range(200):
+        rule = RateRule(f"https://{number}.example", closed_for_ms=60_000)
+        master.hears("d1", RateReport((rule,)))
+
+    assert master.event_kinds().count("rate_key_closed") == PEER_EVENTS_A_SECOND
+    assert master.core.state.counters["rate_key_closed"] == 200
+
+
+def test_children_nobody_can_run_cost_a_bounded_number_of_rows(master: MasterBench) -> None:
+    master.device("d1")
+    master.submit()
+    order = one(master, "d1")
+    children = tuple(spec("nobody", unique_key=str(number)) for number in range(200))
+
+    master.ends("d1", order, children=children)
+
+    assert master.event_kinds().count("child_unroutable") == PEER_EVENTS_A_SECOND

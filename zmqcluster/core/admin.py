@@ -59,8 +59,9 @@ def on_enrol(state: MasterState, peer: Peer, principal: Principal, message: Enro
     refusal = _enrol_refusal(state, message, token, known)
     if refusal is not None or token is None:
         code, problem = refusal or (RefusalCode.FORBIDDEN, "this join token is not known")
-        # Not under the device's name: whoever asks may make up as many as it likes.
-        state.event_of_peer("enrol_refused", device_id="", detail=f"{device_id}: {problem}")
+        state.event_of_peer(
+            "enrol_refused", device_id=device_id, by=principal.token_id, detail=problem
+        )
         state.send(peer, Refused(b"", code, problem))
         return
     token.uses_left -= 1

@@ -146,10 +146,8 @@ def add_task(
 
 
 def apply_rule(state: MasterState, rule: RateRule, device_id: str = "") -> None:
-    """Take over what somebody learned about a rate key. A longer closure in force wins.
-
-    device_id: who learned it; empty for clients.
-    """
+    """Take over what a device, or a client, learned about a rate key. A longer closure in force
+    wins."""
     rate = state.rate(rule.rate_key)
     if rate is None:
         return
@@ -163,8 +161,11 @@ def apply_rule(state: MasterState, rule: RateRule, device_id: str = "") -> None:
         rate.concurrency = rule.concurrency
     if rule.closed_for_ms:
         rate.closed_until_ms = max(rate.closed_until_ms, state.now_ms + rule.closed_for_ms)
-        detail = f"{rate.name} for {rule.closed_for_ms} ms"
-        state.event_of_peer("rate_key_closed", device_id=device_id, detail=detail)
+        state.event_of_peer(
+            "rate_key_closed",
+            device_id=device_id,
+            detail=f"{rate.name} for {rule.closed_for_ms} ms",
+        )
     if rate.row() != former:
         state.changes.rate_keys[rate.name] = rate.row()
     reopen(state, rate.name)

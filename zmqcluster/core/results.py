@@ -198,9 +198,11 @@ def _take_over(
     # Before the parent's own end, so that its job is never without an open task in between.
     for spec in result.children:
         if not state.knows_type(spec.task_type):
-            detail = f"nobody runs {spec.task_type}"
             state.event_of_peer(
-                "child_unroutable", device_id=device.device_id, task=task, detail=detail
+                "child_unroutable",
+                device_id=device.device_id,
+                task=task,
+                detail=f"nobody runs {spec.task_type}",
             )
         _, is_new = add_task(state, spec, task.job_id, task.task_id, facts)
         state.count("children_added" if is_new else "children_known")

@@ -69,8 +69,9 @@ def on_hello(
         state, dispatcher, device, message.inventory, is_hello=True, has_rebooted=has_rebooted
     )
     state.fleet.join(device)
-    state.event_of_peer("device_online", device_id=device.device_id, detail=device.row.name)
-    state.log("info", f"Device {device.device_id} is online ({_slots_text(device)})")
+    device_id = device.device_id
+    if state.event_of_peer("device_online", device_id=device_id, detail=device.row.name):
+        state.log("info", f"Device {device_id} is online ({_slots_text(device)})")
     settings = state.settings
     state.send(
         peer,
@@ -182,9 +183,9 @@ def close(
     device.row.state = device.state
     state.save_device(device)
     kind = "device_lost" if outcome is Outcome.DEVICE_LOST else "device_offline"
-    state.event(kind, device_id=device.device_id, detail=f"{why}; held {held} tasks")
-    level = "warning" if outcome is Outcome.DEVICE_LOST else "info"
-    state.log(level, f"Device {device.device_id} is offline: {why}; held {held} tasks")
+    if state.event_of_peer(kind, device_id=device.device_id, detail=f"{why}; held {held} tasks"):
+        level = "warning" if outcome is Outcome.DEVICE_LOST else "info"
+        state.log(level, f"Device {device.device_id} is offline: {why}; held {held} tasks")
     _take_back_all(state, dispatcher, device, outcome, f"device {device.device_id} {why}")
 
 

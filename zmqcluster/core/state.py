@@ -159,7 +159,7 @@ class MasterState:
         self._dirty_devices: dict[DeviceId, Device] = {}
         self._tallied: dict[DeviceId, Device] = {}
         self._clock_saved_ms = past.clock_ms - _SAVE_EVERY_MS
-        # (second, rows written in it) by kind and device: as many as there are devices with keys.
+        # (second, rows written in it) by kind and source: as many as there are keys and tokens.
         self._peer_events: dict[tuple[str, str], tuple[int, int]] = {}
         self._is_clock_wrong = False
 
@@ -213,23 +213,32 @@ class MasterState:
         )
 
     def event_of_peer(
-        self, kind: str, *, device_id: str, task: TaskRow | None = None, detail: str = ""
-    ) -> None:
+        self,
+        kind: str,
+        *,
+        device_id: str,
+        by: str = "",
+        task: TaskRow | None = None,
+        detail: str = "",
+    ) -> bool:
         """Like event, for what a peer can cause as often as it likes: all are counted, and so
         many a second get a row; the last of them says that there may be more.
 
-        device_id: whose key it is, and not who it says it is; empty for all others together.
+        by: who caused it, as its key says, when the device it is about is only what it claims.
+        Returns whether it got a row; what did not is not worth a log line either.
         """
+        source = (kind, by or device_id)
         second = self.now_ms // 1000
-        at, rows = self._peer_events.get((kind, device_id), (second, 0))
+        at, rows = self._peer_events.get(source, (second, 0))
         rows = rows + 1 if at == second else 1
-        self._peer_events[kind, device_id] = (second, rows)
+        self._peer_events[source] = (second, rows)
         if rows > PEER_EVENTS_A_SECOND:
             self.count(kind)
-            return
+            return False
         if rows == PEER_EVENTS_A_SECOND:
             detail = f"{detail} (further ones of this second are only counted)"
         self.event(kind, task=task, device_id=device_id, detail=detail)
+        return True
 
     def end_turn(self) -> Turn:
         """Copy what changed out, and start the next turn."""
