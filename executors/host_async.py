@@ -31,9 +31,9 @@ from executors.hostwire import (
     frame,
     host_clock_ms,
 )
-from executors.outcome import completed, ended, returned
+from executors.outcome import completed, ended, log_failure, returned
 from executors.registry import Registry
-from zmqcluster.errors import ClusterError, RemoteProtocolError
+from zmqcluster.errors import RemoteProtocolError
 from zmqcluster.messages import AttemptRef, ProgressNote, RateRule, TaskOrder, TaskResult
 
 CLOSE_S: Final = 2.0
@@ -176,7 +176,7 @@ class AsyncHost(asyncio.Protocol):
         # result; asyncio would let those stop the whole loop.
         except BaseException as error:  # noqa: BLE001
             result = ended(order, context, error, _us_since(started))
-            _log_failure(order, error)
+            log_failure(log, order, error)
         self._running.pop((order.task_id, order.attempt), None)
         self._report(result, context.output_bytes)
 
@@ -278,10 +278,3 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 def _us_since(started_ns: int) -> int:
     return (time.perf_counter_ns() - started_ns) // 1000
-
-
-def _log_failure(order: TaskOrder, error: BaseException) -> None:
-    """The traceback of an unexpected error, for the task's author, in the worker's log."""
-    if not isinstance(error, ClusterError | asyncio.CancelledError):
-        where = f"task {order.task_id}/{order.attempt} ({order.task_type})"
-        log.error("%s failed", where, exc_info=error)

@@ -26,10 +26,9 @@ from executors.hostwire import (
     frame,
     host_clock_ms,
 )
-from executors.outcome import completed, ended, returned
+from executors.outcome import completed, ended, log_failure, returned
 from executors.proctree import child_pids
 from executors.registry import Registry
-from zmqcluster.errors import ClusterError
 from zmqcluster.messages import AttemptRef, ProgressNote, RateRule, TaskOrder, TaskResult
 
 log = logging.getLogger("host")
@@ -93,10 +92,8 @@ class SyncHost:
             value = executor.run(context, params)
             return completed(order, context, value, (time.perf_counter_ns() - started) // 1000)
         # One of the three doors: whatever a task raises, SystemExit too, becomes its result.
-        except BaseException as error:
-            if not isinstance(error, ClusterError):
-                where = f"task {order.task_id}/{order.attempt} ({order.task_type})"
-                log.error("%s failed", where, exc_info=error)
+        except BaseException as error:  # noqa: BLE001
+            log_failure(log, order, error)
             return ended(order, context, error, (time.perf_counter_ns() - started) // 1000)
 
     def _set_up(self, task_type: str) -> TaskExecutor:

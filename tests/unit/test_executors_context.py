@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -18,7 +20,7 @@ from msgspec import Struct
 
 from executors.builtin import FanOutParams
 from executors.context import OutputFull, TaskContext
-from executors.outcome import completed, ended, error_line
+from executors.outcome import STORY_CHARS_MAX, completed, ended, error_line, log_failure
 from executors.packing import Unpackable, pack
 from executors.registry import Registry
 from zmqcluster.errors import TaskRejected, TaskRetryable
@@ -30,7 +32,13 @@ from zmqcluster.messages import (
     TaskResult,
     WorkerMessage,
 )
-from zmqcluster.model import ERROR_CHARS_MAX, FRAME_BYTES_MAX, RESULT_BYTES_MAX, Outcome
+from zmqcluster.model import (
+    DELAY_MS_MAX,
+    ERROR_CHARS_MAX,
+    FRAME_BYTES_MAX,
+    RESULT_BYTES_MAX,
+    Outcome,
+)
 
 REGISTRY = Registry.load(built_in=("executors.builtin",))
 ORDER = TaskOrder(1, 1, "noop", b"\x80", 60_000)
@@ -189,12 +197,37 @@ def test_any_error_text_becomes_one_line_that_fits(text: str) -> None:
     assert "\n" not in result.error
 
 
-def test_error_that_cannot_be_shown_is_still_an_error() -> None:
-    class Rude(Exception):
+@pytest.mark.parametrize("kind", [Exception, TaskRetryable, TaskRejected, Unpackable])
+@pytest.mark.parametrize("what_it_raises", [ValueError("no"), SystemExit(3)])
+def test_error_that_cannot_be_shown_is_still_an_error(
+    kind: type[Exception], what_it_raises: BaseException
+) -> None:
+    class Rude(kind):  # type: ignore[valid-type,misc]  # each of them
         def __str__(self) -> str:
-            raise ValueError("no")
+            raise what_it_raises
 
-    assert error_line(Rude()) == "Rude: (its text cannot be shown)"
+    assert error_line(Rude("x")) == "Rude: (its text cannot be shown)"
+    assert "(its text cannot be shown)" in ended(ORDER, context(), Rude("x"), 0).error
+
+
+@pytest.mark.parametrize(
+    ("after_ms", "counts_as"),
+    [(1.5, 1), (-1, 0), (math.nan, 0), (math.inf, DELAY_MS_MAX), (None, 0), ("soon", 0)],
+)
+def test_retry_after_whatever_a_task_says_is_a_time_that_fits(
+    after_ms: Any, counts_as: int
+) -> None:
+    result = on_the_wire(ended(ORDER, context(), TaskRetryable("later", after_ms), 0))
+
+    assert (result.outcome, result.retry_after_ms) == (Outcome.RETRY, counts_as)
+
+
+def test_story_of_a_failure_is_kept_short(caplog: pytest.LogCaptureFixture) -> None:
+    log_failure(logging.getLogger("test"), ORDER, ValueError("x" * 5_000_000))
+
+    (line,) = caplog.messages
+    assert line.startswith("task 1/1 (noop) failed")
+    assert len(line) < STORY_CHARS_MAX + 100
 
 
 def test_errors_of_the_task_map_to_outcomes() -> None:
