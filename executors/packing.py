@@ -32,9 +32,8 @@ def pack(value: object, bytes_max: int, what: str) -> bytes:
         packed: bytes = _PACKER.pack(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Unpackable(f"{what} cannot be sent as MessagePack: {_reason(error)}") from None
-    # A level takes a byte at least, so what is short is not deep.
-    if len(packed) > DEPTH_MAX and _is_deeper_than(value, DEPTH_MAX):
-        raise Unpackable(f"{what} is nested deeper than {DEPTH_MAX} levels")
+    if type(value) not in _SCALARS and (problem := _problem_inside(value)):
+        raise Unpackable(f"{what} {problem}")
     if len(packed) > bytes_max:
         kind = type(value).__name__
         raise Unpackable(
@@ -69,18 +68,31 @@ def _plain(value: Any) -> Any:
         raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a plain value") from None
 
 
-def _is_deeper_than(value: object, depth_max: int) -> bool:
+def _problem_inside(value: object) -> str:
+    """What packs, but not every reader can unpack: too many levels, or a key made of parts."""
     level = [value]
-    for _ in range(depth_max + 1):
+    for _ in range(DEPTH_MAX + 1):
+        if any(_has_compound_key(part) for part in level):
+            return "has a key made of parts (a tuple or the like); keys must be plain values"
         level = [one for part in level for one in _inside(part) if type(one) not in _SCALARS]
         if not level:
-            return False
-    return True
+            return ""
+    return f"is nested deeper than {DEPTH_MAX} levels"
+
+
+def _has_compound_key(value: object) -> bool:
+    """Does a key pack to an array or a map? Python and other languages refuse such keys."""
+    if not isinstance(value, dict | Mapping) or _SCALARS.issuperset(map(type, value)):
+        return False
+    return any(
+        isinstance(key, tuple | frozenset | msgspec.Struct) or dataclasses.is_dataclass(key)
+        for key in value
+    )
 
 
 def _inside(value: Any) -> Iterable[object]:
     match value:
-        case Mapping():
+        case dict() | Mapping():  # dict first: the usual case, and a quicker look
             return value.values()
         case list() | tuple() | set() | frozenset():
             return value

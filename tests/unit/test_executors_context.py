@@ -240,7 +240,7 @@ def test_errors_of_the_task_map_to_outcomes() -> None:
         assert ended(ORDER, context(), error, 0).outcome is outcome
 
 
-class Point(Struct):
+class Point(Struct, frozen=True):
     x: int
 
 
@@ -260,9 +260,10 @@ def test_values_of_everyday_life_are_packed_plainly() -> None:
         "price": Decimal("1.50"),
         "bytes": b"raw",
         "inside": [Point(4)],
+        "keys": {1: "a", None: "b", date(2024, 1, 2): "c"},
     }
 
-    assert msgpack.unpackb(pack(value, 1000, "result")) == {
+    assert msgpack.unpackb(pack(value, 1000, "result"), strict_map_key=False) == {
         "struct": {"x": 1},
         "dataclass": {"width": 2},
         "date": "2024-01-02",
@@ -272,6 +273,7 @@ def test_values_of_everyday_life_are_packed_plainly() -> None:
         "price": "1.50",
         "bytes": b"raw",
         "inside": [{"x": 4}],
+        "keys": {1: "a", None: "b", "2024-01-02": "c"},
     }
 
 
@@ -291,6 +293,9 @@ def nested(depth: int) -> object:
         (nested(102), "deeper than 100 levels"),
         ([Point(nested(102))], "deeper than 100 levels"),  # type: ignore[arg-type]  # on purpose
         (nested(5_000), "recursion limit"),
+        ({(1, 2): 3}, "key made of parts"),
+        ([{"inside": {frozenset((1,)): 2}}], "key made of parts"),
+        ({Point(1): 2}, "key made of parts"),
         ("x" * 2_000, "takes 2,003 bytes packed; at most 1,000"),
         (lambda: 1, "function"),
     ],
