@@ -161,8 +161,8 @@ class Exited(Wire, frozen=True, tag="exited"):
 
 ToHost = Begin | Run | Cancel | Ping | Close
 FromHost = Ready | Began | Finished | Notes | Pong
-ToWarden = Load | Spawn | Kill
-FromWarden = Loaded | LoadFailed | Spawned | Exited
+ToWarden = Load | Spawn | Kill | Ping
+FromWarden = Loaded | LoadFailed | Spawned | Exited | Pong
 
 TO_HOST: Final[msgspec.msgpack.Decoder[ToHost]] = msgspec.msgpack.Decoder(ToHost)
 FROM_HOST: Final[msgspec.msgpack.Decoder[FromHost]] = msgspec.msgpack.Decoder(FromHost)

@@ -31,6 +31,8 @@ from executors.hostwire import (
     Load,
     Loaded,
     LoadFailed,
+    Ping,
+    Pong,
     Spawn,
     Spawned,
     frame,
@@ -120,6 +122,8 @@ class Warden:
                 for pid, known in self._hosts.items():
                     if known == host_id:
                         kill_tree(pid)
+            case Ping(seq=seq):
+                self._send(Pong(seq))
             case _:
                 pass
 

@@ -13,7 +13,7 @@ from tests.support.host_bench import HostBench, evidence
 from tests.support.host_processes import is_alive
 from zmqcluster.messages import ProgressNote, RateRule, Started, TaskOrder, TaskResult
 from zmqcluster.model import Outcome
-from zmqcluster.runtime import hosts
+from zmqcluster.runtime import hosts, hosts_fleet
 
 
 @pytest.fixture
@@ -317,6 +317,20 @@ def test_death_of_the_warden_is_survived_and_its_killer_found_out(bench: HostBen
     assert first == [Outcome.RETURNED, Outcome.RETURNED]
     assert again is Outcome.DIED
     assert bench.value(3) == 3
+
+
+def test_warden_that_stands_still_is_replaced_and_its_task_ends_all_the_same(
+    bench: HostBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts_fleet, "WARDEN_PING_MS", 20)
+    bench.submit(1, "h.stop_parent", timeout_ms=300)
+
+    result = bench.result(1)
+    bench.submit(2, "echo", value="still here")
+
+    assert result.outcome is Outcome.TIMED_OUT
+    assert bench.pool.counters["wardens_lost"] == 1
+    assert bench.value(2) == "still here"
 
 
 def test_function_that_outgrows_its_memory_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,12 @@ async def kill_parent(context: TaskContext) -> None:
     await asyncio.sleep(300)
 
 
+@task("h.stop_parent")
+def stop_parent(context: TaskContext) -> None:
+    os.kill(os.getppid(), signal.SIGSTOP)
+    time.sleep(300)
+
+
 @task("h.note")
 async def note(context: TaskContext) -> None:
     context.progress(0.5, "half way")

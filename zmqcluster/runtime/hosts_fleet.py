@@ -22,6 +22,9 @@ from zmqcluster.runtime.hosts_warden import LOAD_S, WardenLink, WardenLost
 BACKOFF_MS: Final = (0, 100, 500, 2_000, 5_000)
 # What an executor's close() may take; then the host is killed.
 RETIRE_MS: Final = 10_000
+# While hosts are to be killed, their warden has to answer; counted in pings, see hosts.py.
+WARDEN_PING_MS: Final = 1_000
+WARDEN_UNANSWERED_MAX: Final = 10
 
 log = logging.getLogger("zmqcluster.hosts")
 
@@ -54,6 +57,9 @@ class Fleet:
         self._usable: dict[Kind, list[HostLink]] = {kind: [] for kind in Kind}
         self._dirty: dict[int, HostLink] = {}
         self._retiring: dict[int, int] = {}
+        # Hosts the warden was told to kill and has not buried yet.
+        self._dying: set[int] = set()
+        self._ping_ms = 0
         self._next_id = 1
         self._failed_starts = 0
         self._spawn_after_ms = 0
@@ -153,6 +159,8 @@ class Fleet:
         times = [*self._retiring.values()]
         if self._spawn_after_ms:
             times.append(self._spawn_after_ms)
+        if self._dying:
+            times.append(self._ping_ms)
         paused_ms = self.poller.due_ms()
         if paused_ms is not None:
             times.append(paused_ms)
@@ -166,6 +174,8 @@ class Fleet:
         if self._spawn_after_ms and self._spawn_after_ms <= now_ms:
             self._spawn_after_ms = 0
             self._owner.on_room(now_ms)
+        if self._dying and self._ping_ms <= now_ms:
+            self._ask_warden(now_ms)
 
     def close(self) -> None:
         """End everything by force."""
@@ -200,6 +210,9 @@ class Fleet:
         self._withdraw(link)
         if self._warden is None:
             return
+        if not self._dying:
+            self._ping_ms = now_ms + WARDEN_PING_MS
+        self._dying.add(link.host_id)
         try:
             self._warden.kill(link.host_id)
         except WardenLost:
@@ -239,6 +252,7 @@ class Fleet:
         del self.links[link.host_id]
         self._dirty.pop(link.host_id, None)
         self._retiring.pop(link.host_id, None)
+        self._dying.discard(link.host_id)
         self.poller.remove(link.sock)
         self.poller.remove_output(link.output)
         link.close()
@@ -284,10 +298,25 @@ class Fleet:
                 case _:
                     pass
 
+    def _ask_warden(self, now_ms: int) -> None:
+        """A warden that a task stopped buries nobody, and its tasks would never end."""
+        warden = self._warden
+        if warden is None:
+            return
+        self._ping_ms = now_ms + WARDEN_PING_MS
+        # One that was started a moment ago is busy importing.
+        patience = WARDEN_UNANSWERED_MAX if warden.has_spoken else LOAD_S
+        try:
+            if warden.unanswered >= patience:
+                raise WardenLost("it does not answer")
+            warden.ping()
+        except WardenLost:
+            self._on_warden_lost(now_ms)
+
     def _on_warden_lost(self, now_ms: int) -> None:
-        """Its hosts die with it (PDEATHSIG); make sure of that, and begin anew."""
+        """Dead or stuck. Its hosts die with it (PDEATHSIG); make sure of that, and begin anew."""
         self.counters["wardens_lost"] += 1
-        log.warning("the warden of the executor hosts died; starting another one")
+        log.warning("the warden of the executor hosts died or stands still; starting another one")
         self._forget_warden(is_lost=True)
         self._spawn_after_ms = now_ms + BACKOFF_MS[1]
         running = sum(len(link.running) for link in self.links.values())

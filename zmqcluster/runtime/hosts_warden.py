@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any, Final
 
-from executors.hostwire import FROM_WARDEN, READ_BYTES, Framer, Kill, Load, Spawn, frame
+from executors.hostwire import FROM_WARDEN, READ_BYTES, Framer, Kill, Load, Ping, Spawn, frame
 from zmqcluster.errors import RemoteProtocolError, StartError
 from zmqcluster.runtime.hosts_output import OutputTail
 from zmqcluster.runtime.hosts_settings import HostSettings
@@ -30,6 +30,9 @@ class WardenLink:
     def __init__(self, settings: HostSettings) -> None:
         """Starts the process and tells it what to load; the answer comes through receive()."""
         self.output = OutputTail("warden")
+        # Pings since it said anything; its first word is that the modules are in.
+        self.unanswered = 0
+        self.has_spoken = False
         self.sock, theirs = socket.socketpair()
         try:
             self._process = _launch(theirs, self.output.child_fd)
@@ -58,12 +61,19 @@ class WardenLink:
         """Kill this host and everything below it; Exited follows when nothing is left."""
         self._send(frame(Kill(host_id)))
 
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self.unanswered += 1
+        self._send(frame(Ping(self.unanswered)))
+
     def receive(self) -> list[Any]:
         """What it said. Raises WardenLost when it is gone."""
         try:
             data = self.sock.recv(READ_BYTES)
             if not data:
                 raise WardenLost("its socket is closed")
+            self.unanswered = 0
+            self.has_spoken = True
             return self._framer.feed(data)
         except BlockingIOError:
             return []
