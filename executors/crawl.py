@@ -7,6 +7,7 @@ robots.txt and the fleet-wide limit of its own origin, and no URL is fetched twi
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Annotated, Any, Final
@@ -56,6 +57,9 @@ TOO_MANY_REQUESTS_S: Final = 10.0
 UNPACED_WAIT_S: Final = 30.0
 # A limit is told to the fleet this often while pages of the origin are fetched here.
 LIMIT_REPEAT_S: Final = 60.0
+# Between links of one page the loop turns, so that a page full of them holds up nobody.
+LINKS_AT_ONCE: Final = 1_000
+TURN_S: Final = 0.02
 # Other origins on one page (scope domain) whose limits travel with its links.
 ORIGINS_PER_PAGE_MAX: Final = 32
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -157,7 +161,7 @@ class Crawl(TaskExecutor):
         row = page_row(target, params, response, why, page)
         if page is None:
             return self._kept(context, target, row)
-        return self._read(context, params, target, row, page, rules)
+        return await self._read(context, params, target, row, page, rules)
 
     def _raise_if_far(self, context: TaskContext, target: Target, delay_s: float) -> None:
         """Raises TaskRetryable rather than hold a slot until the deadline for its turn."""
@@ -232,7 +236,7 @@ class Crawl(TaskExecutor):
         queue(context, [goal], data | {"hops": params.hops + 1})
         return row
 
-    def _read(
+    async def _read(
         self,
         context: TaskContext,
         params: CrawlParams,
@@ -242,7 +246,7 @@ class Crawl(TaskExecutor):
         rules: Rules,
     ) -> dict[str, Any]:
         """Keep a page that was parsed, and queue those of its links that belong to the crawl."""
-        children = self._chosen(context, params, target, row, page, rules)
+        children = await self._chosen(context, params, target, row, page, rules)
         # The record first: children are cut to what fits beside it.
         self._kept(context, target, row)
         for origin in {child.origin for child in children} - {target.origin}:
@@ -250,7 +254,7 @@ class Crawl(TaskExecutor):
         queue(context, children, child_data(params, scope_base(params), params.depth - 1))
         return row
 
-    def _chosen(
+    async def _chosen(
         self,
         context: TaskContext,
         params: CrawlParams,
@@ -260,8 +264,8 @@ class Crawl(TaskExecutor):
         rules: Rules,
     ) -> list[Target]:
         """The links to queue; what became of the others is counted in row."""
-        found = self._joiner.join_all(_base_of(target, page), page.links)
-        row["links"] = len(found)
+        found = await self._joined(_base_of(target, page), page.links)
+        row["links"] = len(found) + page.links_cut
         if page.nofollow or params.depth == 0:
             return []
         scope = scope_of(params.scope, scope_base(params))
@@ -271,7 +275,12 @@ class Crawl(TaskExecutor):
         origins = {target.origin}
         chosen: list[Target] = []
         known = outside = disallowed = 0
-        for link in found:
+        turn_at = time.monotonic() + TURN_S
+        for number, link in enumerate(found):
+            # A large robots.txt takes ms for each of them.
+            if number % 16 == 15 and time.monotonic() > turn_at:
+                await asyncio.sleep(0)
+                turn_at = time.monotonic() + TURN_S
             url, origin, _ = link
             if url in seen:
                 known += 1
@@ -288,8 +297,19 @@ class Crawl(TaskExecutor):
         row["links_out_of_scope"] = outside
         row["links_disallowed"] = disallowed
         row["links_queued"] = len(chosen)
-        row["links_truncated"] = len(found) - known - outside - disallowed - len(chosen)
+        row["links_truncated"] = row["links"] - known - outside - disallowed - len(chosen)
         return chosen
+
+    async def _joined(self, base: str, references: list[str]) -> list[Target]:
+        """The distinct targets of a page, in order; the loop turns between many."""
+        if len(references) <= LINKS_AT_ONCE:
+            return self._joiner.join_all(base, references)
+        found: dict[str, Target] = {}
+        for start in range(0, len(references), LINKS_AT_ONCE):
+            some = self._joiner.join_all(base, references[start : start + LINKS_AT_ONCE])
+            found.update((target.url, target) for target in some)
+            await asyncio.sleep(0)
+        return list(found.values())
 
     def _kept(self, context: TaskContext, target: Target, row: dict[str, Any]) -> dict[str, Any]:
         context.add_record(PAGES_TABLE, target.url, row)

@@ -11,6 +11,8 @@ from executors.charset import as_utf8
 
 TITLE_CHARS_MAX: Final = 512
 ATTRIBUTE_CHARS_MAX: Final = 2048
+# Several times what one result can carry as children; a page of 8 MiB can hold 600,000.
+LINKS_MAX: Final = 50_000
 
 # One pass over the tree in document order; <base> and <title> win by coming first. Each selector
 # more costs 0.5 µs a kilobyte of page, so two attributes stand for eight kinds of element.
@@ -19,7 +21,8 @@ _UNSEEN: Final = "script,style"
 
 
 class Page(Struct, frozen=True, gc=False):
-    """A page as read. links: references as written, in order, repeats left in.
+    """A page as read. links: references as written, in order, repeats left in; links_cut: how many
+    after the first LINKS_MAX were left out.
 
     text_chars: of the text people see. base: <base href> as written, or "". links_nofollow: how
     many links were left out because they say rel=nofollow. nofollow, noindex: meta robots.
@@ -33,6 +36,7 @@ class Page(Struct, frozen=True, gc=False):
     nofollow: bool = False
     noindex: bool = False
     links_nofollow: int = 0
+    links_cut: int = 0
     links: list[str] = []
 
 
@@ -63,7 +67,8 @@ def read_page(body: bytes, header_charset: str = "", *, follow_nofollow: bool = 
         nofollow=gathered.nofollow,
         noindex=gathered.noindex,
         links_nofollow=gathered.links_nofollow,
-        links=gathered.links,
+        links_cut=max(0, len(gathered.links) - LINKS_MAX),
+        links=gathered.links[:LINKS_MAX],
     )
 
 

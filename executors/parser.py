@@ -94,16 +94,16 @@ class PageParser:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._socket, _LENGTH.pack(len(order)) + order)
         await loop.sock_sendall(self._socket, body)
-        answer = b""
+        answer = bytearray()
         need = _LENGTH.size
         while len(answer) < need:
             part = await loop.sock_recv(self._socket, _RECEIVE_BYTES)
             if not part:
                 raise EOFError
-            answer = answer + part if answer else part
+            answer += part
             if len(answer) >= _LENGTH.size:
                 need = _LENGTH.size + _LENGTH.unpack_from(answer)[0]
-        return answer[_LENGTH.size :]
+        return bytes(memoryview(answer)[_LENGTH.size :])
 
     async def _start(self) -> None:
         await self._kill()

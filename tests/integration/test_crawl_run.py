@@ -483,6 +483,28 @@ def test_a_page_with_more_links_than_a_result_may_carry_is_truncated_and_says_so
     run(scenario())
 
 
+def test_a_page_full_of_links_lets_other_tasks_run_meanwhile() -> None:
+    turns = 0
+
+    async def company() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with crawl_bench() as bench:
+            other = asyncio.create_task(company())
+            references = [f"{number % 4500}" for number in range(5000)]
+            found = await bench.executor._joined("http://h.example/", references)
+            other.cancel()
+
+            assert [target.path for target in found] == [f"/{number}" for number in range(4500)]
+            assert turns >= 4
+
+    run(scenario())
+
+
 def test_the_task_deadline_bounds_the_request() -> None:
     async def never(request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.sleep(60)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executors.charset import as_utf8, codec_for
-from executors.html import read_page
+from executors.html import LINKS_MAX, read_page
 from executors.parser import INLINE_BYTES_MAX, PageParser, Unparseable
 from tests.support.web_site import run
 
@@ -185,3 +185,9 @@ def test_the_worst_page_read_in_the_loop_is_over_soon() -> None:
     read_page((b"<div>" * INLINE_BYTES_MAX)[:INLINE_BYTES_MAX])
 
     assert time.process_time() - began < 2.0  # 0.1 s measured; the bound is for slow machines.
+
+
+def test_links_beyond_the_bound_are_counted_and_not_kept() -> None:
+    page = read_page(b"<a href=x>" * (LINKS_MAX + 3))
+
+    assert (len(page.links), page.links_cut) == (LINKS_MAX, 3)
