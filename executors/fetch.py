@@ -215,18 +215,19 @@ class Fetcher:
         hops_max: int = REDIRECTS_MAX,
         *,
         delay_s: float | None = None,
+        on_leaving: Callable[[], None] | None = None,
     ) -> Response:
         """A GET that goes along with up to hops_max redirects, each as carefully as the first.
 
-        delay_s: as for get(), for each hop. headers go to the first origin only: a secret for one
-        site is none of another's business.
+        delay_s, on_leaving: as for get(), for each hop. headers go to the first origin only: a
+        secret for one site is none of another's business.
         Raises FetchFailed, EgressRefused.
         """
         target = _fetchable(url)
         first = target.origin
         for _ in range(hops_max + 1):
             own = headers if target.origin == first else None
-            response = await self.get(target, limits, own, delay_s=delay_s)
+            response = await self.get(target, limits, own, delay_s=delay_s, on_leaving=on_leaving)
             location = response.redirect
             if location is None:
                 return response
@@ -241,13 +242,18 @@ class Fetcher:
         url: str,
         limits: Limits = DEFAULT_LIMITS,
         headers: Mapping[str, str] | None = None,
+        *,
+        delay_s: float | None = None,
+        on_leaving: Callable[[], None] | None = None,
     ) -> Response:
         """follow() for a task that wants a good answer or none.
 
         Raises TaskRetryable for what may pass (network, 429, 5xx), TaskRejected for what will not.
         """
         try:
-            response = await self.follow(url, limits, headers)
+            response = await self.follow(
+                url, limits, headers, delay_s=delay_s, on_leaving=on_leaving
+            )
         except (FetchFailed, EgressRefused) as error:
             raise as_task_error(url, error) from None
         if response.status == 429 or response.status >= 500:

@@ -18,6 +18,8 @@ from zmqcluster.errors import TaskRejected, TaskRetryable
 
 PAGES_MAX: Final = 100
 DAYS_MAX: Final = 3_660
+# Rather than hold a slot for longer until its turn comes, a task is tried again then.
+WAIT_S_MAX: Final = 30.0
 LIMITS: Final = Limits(bytes_max=16 * 1024 * 1024)
 
 AppId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -45,6 +47,11 @@ class Place(Struct, frozen=True):
     base_url: str
     origin: str
 
+    @property
+    def delay_s(self) -> float:
+        """Least time between two requests; 0 is none."""
+        return self.source.delay_s or 0.0
+
     def endpoint(self, name: str) -> Endpoint:
         """Raises TaskRejected when the source does not offer this."""
         found: Endpoint | None = getattr(self.source, name)
@@ -54,7 +61,14 @@ class Place(Struct, frozen=True):
 
 
 class SourceTaskExecutor(TaskExecutor):
-    """Base of the three; one HTTP client a host process each."""
+    """Base of the three; one HTTP client a host process each.
+
+    A task may ask for several pages, and the fleet spaces only starts: so one of a source with a
+    delay counts as begun with its last request (or, not knowing which that is, at its end), keeps
+    the delay between its own, and nobody else asks meanwhile.
+    """
+
+    tells_begin = True
 
     async def setup(self, settings: ExecutorSettings) -> None:
         """Open the connection pool. Raises ConfigError for a bad egress_allow."""
@@ -91,9 +105,10 @@ class SourceTaskExecutor(TaskExecutor):
     ) -> list[Any]:
         """All rows an endpoint gives for these values, page after page, at most PAGES_MAX."""
         url = endpoint.url(place.base_url, values)
+        self._raise_if_far(place)
         rows: list[Any] = []
         for _ in range(PAGES_MAX):
-            document = await self._json(context, place, url)
+            document = await self._json(context, place, url, is_last=not endpoint.next)
             rows += endpoint.rows(document)
             following = _next_url(place, endpoint, url, document)
             if following is None:
@@ -101,9 +116,27 @@ class SourceTaskExecutor(TaskExecutor):
             url = following
         raise TaskRejected(f"{place.name}: more than {PAGES_MAX} pages; ask for less at once")
 
-    async def _json(self, context: TaskContext, place: Place, url: str) -> Any:
+    def _raise_if_far(self, place: Place) -> None:
+        wait_s = self._fetcher.pacer.wait_s(place.origin, place.delay_s)
+        if wait_s > WAIT_S_MAX:
+            raise TaskRetryable(f"{place.origin} is asked slowly", int(wait_s * 1000))
+
+    async def _json(self, context: TaskContext, place: Place, url: str, *, is_last: bool) -> Any:
+        def on_leaving() -> None:
+            if not context.is_paced and place.delay_s:
+                # Nobody counts this start; the next one has to keep its distance all the same.
+                context.report_rate(place.origin, closed_for_s=place.delay_s)
+            elif is_last:
+                context.tell_begun()
+
         try:
-            response = await self._fetcher.fetch(url, LIMITS, {"Accept": "application/json"})
+            response = await self._fetcher.fetch(
+                url,
+                LIMITS,
+                {"Accept": "application/json"},
+                delay_s=place.delay_s or None,
+                on_leaving=on_leaving,
+            )
         except TaskRetryable as later:
             if later.after_ms:
                 context.report_rate(place.origin, closed_for_s=later.after_ms / 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,21 @@ def json_reply(body: str, status: int = 200, **headers: str) -> Handler:
 
 
 async def do(
-    task_type: str, settings: ExecutorSettings = LOOPBACK, **data: Any
+    task_type: str,
+    settings: ExecutorSettings = LOOPBACK,
+    begun: list[int] | None = None,
+    **data: Any,
 ) -> tuple[Any, TaskContext]:
-    """Run one task in this process, as a host would."""
+    """Run one task in this process, as a host would. begun: of a paced task, gets its begin."""
     executor = REGISTRY.get(task_type)
     assert isinstance(executor, SourceTaskExecutor)
-    context = TaskContext(1, task_type=task_type, settings=settings, check=REGISTRY.check)
+    context = TaskContext(
+        1,
+        task_type=task_type,
+        settings=settings,
+        check=REGISTRY.check,
+        on_begun=None if begun is None else lambda: begun.append(1),
+    )
     await executor.setup(settings)
     try:
         params = REGISTRY.decode(task_type, msgpack.packb(data))
@@ -213,6 +223,48 @@ def test_source_of_the_operator_wins_and_brings_its_own_limits(tmp_path: Path) -
             await scenario(site)
 
     run(with_site())
+
+
+@pytest.mark.parametrize("is_paced", [True, False])
+def test_pages_of_one_task_keep_the_delay_and_keep_others_away(
+    tmp_path: Path, is_paced: bool
+) -> None:
+    arrivals: list[float] = []
+
+    def noted(body: str) -> Handler:
+        async def handle(_: web.BaseRequest) -> web.StreamResponse:
+            arrivals.append(time.monotonic())
+            return web.Response(body=body.encode(), content_type="application/json")
+
+        return handle
+
+    async def scenario() -> None:
+        pages: dict[str, Route] = {
+            "/u": noted('{"apps": [{"id": 1}], "next": "/u?2"}'),
+            "/u?2": noted('{"apps": [{"id": 2}]}'),
+            "/a/1": noted('{"id": 1}'),
+        }
+        async with web_site(pages) as site:
+            (tmp_path / "shop.toml").write_text(
+                f'title = "Shop"\nbase_url = "{site.origin}"\ndelay_s = 0.1\n'
+                '[user_apps]\npath = "/u"\nitems = "apps"\nkey = "id"\nnext = "next"\n'
+                '[app_sync]\npath = "/a/{app_id}"\nkey = "id"\n'
+            )
+            settings = ExecutorSettings(egress_allow=("127.0.0.0/8",), sources_dir=str(tmp_path))
+            begun: list[int] = []
+
+            _, context = await do(
+                "user_apps", settings, begun if is_paced else None, source="shop", username="u"
+            )
+            after_pages = len(begun)
+            await do("app_sync", settings, begun if is_paced else None, source="shop", app_id="1")
+
+            assert arrivals[1] - arrivals[0] > 0.08
+            assert (after_pages, len(begun)) == ((0, 1) if is_paced else (0, 0))
+            closed_ms = context.rates[0].closed_for_ms
+            assert (closed_ms is None) is is_paced
+
+    run(scenario())
 
 
 def test_unknown_or_broken_source_is_named_with_what_there_is(tmp_path: Path) -> None:
