@@ -171,6 +171,26 @@ def test_disk_that_fails_in_mid_write_hides_nothing_that_is_written_later(
     again.close()
 
 
+def test_disk_that_stays_full_is_not_filled_with_empty_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool, _ = opened(tmp_path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for task_id in range(20):
+            spool.keep([done(task_id)])
+
+    assert list(tmp_path.iterdir()) == []
+    assert spool.refused == 20
+    spool.keep([done(1)])
+    assert len(spool) == 1
+    spool.close()
+
+
 def test_files_are_private(tmp_path: Path) -> None:
     spool, _ = opened(tmp_path)
     spool.keep([done(1)])

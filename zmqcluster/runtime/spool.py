@@ -178,7 +178,12 @@ class Spool:
         except OSError:
             # Half an entry would hide all that follow it: cut it off, or write elsewhere.
             self.close()
-            os.truncate(segment.path, segment.size)
+            if segment.size:
+                os.truncate(segment.path, segment.size)
+            else:
+                # A disk that stays full must not fill with empty files.
+                del self._segments[segment.path]
+                segment.path.unlink()
             raise
         segment.size += len(entry)
         return segment
