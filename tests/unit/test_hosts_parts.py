@@ -79,13 +79,36 @@ def test_company_of_a_task_we_ended_is_given_back_unsuspected(link: HostLink) ->
 
 def test_company_in_a_loop_that_stood_still_stays_suspected(link: HostLink) -> None:
     suspects = Suspects()
-    run_in(link, entry(1), entry(2, Outcome.TIMED_OUT))
+    run_in(link, entry(1), entry(2, Outcome.CANCELLED))
     link.was_silent = True
 
     results, _ = after_death(link, -9, "", suspects)
 
-    assert outcomes(results) == {1: Outcome.RETURNED, 2: Outcome.TIMED_OUT}
+    assert outcomes(results) == {1: Outcome.RETURNED, 2: Outcome.CANCELLED}
     assert 1 in suspects
+
+
+def test_deadline_missed_in_a_loop_that_stood_still_blames_nobody_for_certain(
+    link: HostLink,
+) -> None:
+    suspects = Suspects()
+    run_in(link, entry(1), entry(2, Outcome.TIMED_OUT), entry(3, Outcome.TIMED_OUT))
+    link.was_silent = True
+
+    results, is_surprise = after_death(link, -9, "", suspects)
+
+    assert outcomes(results) == dict.fromkeys((1, 2, 3), Outcome.RETURNED)
+    assert all(task_id in suspects for task_id in (1, 2, 3))
+    assert is_surprise
+
+
+def test_deadline_missed_alone_in_a_loop_that_stood_still_is_its_own(link: HostLink) -> None:
+    run_in(link, entry(1, Outcome.TIMED_OUT))
+    link.was_silent = True
+
+    results, _ = after_death(link, -9, "", Suspects())
+
+    assert outcomes(results) == {1: Outcome.TIMED_OUT}
 
 
 def test_host_that_never_began_blames_nobody(link: HostLink) -> None:

@@ -58,8 +58,8 @@ def after_death(
     status: exit code, or the negative signal. problem: why it never came to life.
     """
     why = problem or link.why_killed or f"it {describe_exit(status)}"
-    ended = [entry for entry in link.running.values() if entry.ending is not None]
-    others = [entry for entry in link.running.values() if entry.ending is None]
+    ended = [entry for entry in link.running.values() if _has_own_end(entry, link)]
+    others = [entry for entry in link.running.values() if not _has_own_end(entry, link)]
     results = [killed(entry, link, status) for entry in ended]
     is_unprovoked = not ended and not link.is_retiring
     if not link.is_ready:
@@ -72,6 +72,13 @@ def after_death(
     else:
         results += suspected(others, link, status, why, suspects)
     return results, is_unprovoked
+
+
+def _has_own_end(entry: Entry, link: HostLink) -> bool:
+    """Was it ended, and by what it did itself? A deadline that passed while the loop stood still
+    may have been missed because of somebody else in it."""
+    is_doubtful = link.was_silent and len(link.running) > 1
+    return entry.ending is not None and not (is_doubtful and entry.ending is Outcome.TIMED_OUT)
 
 
 def suspected(
