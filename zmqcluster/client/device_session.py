@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import threading
@@ -30,6 +31,8 @@ from zmqcluster.runtime.device_manager import DeviceManager
 from zmqcluster.runtime.transport import Link, PeerSockets
 from zmqcluster.security.datadir import DataDir, WorkerFolder
 from zmqcluster.security.join import Identity, ensure_enrolled
+
+log = logging.getLogger(__name__)
 
 JOIN_MS: Final = 15_000
 WELCOME_S: Final = 10.0
@@ -175,6 +178,10 @@ class DeviceSession:
                     self._welcome.set_result(None)
             case Refused() if not self._welcome.done():
                 self._welcome.set_exception(RequestRefused(message.code, message.problem))
+            case Refused():
+                log.warning(
+                    "device %s is not welcome any more: %s", self.device_id, message.problem
+                )
             case HelloAgain():
                 self._send(self._hello())
             case HeartbeatAck() if message.seq == self._seq:

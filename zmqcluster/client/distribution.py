@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -16,11 +18,13 @@ from typing import Any, Final, Self, TypeVar
 import msgpack  # type: ignore[import-untyped]  # ships no types
 import msgspec
 
+from executors.packing import pack_map
 from zmqcluster import codec
 from zmqcluster.client.channel import Channel
 from zmqcluster.client.device_session import DeviceSession
 from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import (
+    ClusterError,
     MasterUnreachable,
     RemoteProtocolError,
     RequestRefused,
@@ -47,8 +51,11 @@ from zmqcluster.messages import (
 from zmqcluster.model import (
     PRIORITY_DEFAULT,
     SUBMIT_TASKS_MAX,
+    TASK_DATA_BYTES_MAX,
     DeviceId,
     DeviceState,
+    RefusalCode,
+    Role,
     SchedulerMode,
     TaskId,
 )
@@ -66,6 +73,9 @@ WATCH_AGAIN_MAX_S: Final = 60.0
 
 A = TypeVar("A", bound=ToClient)
 
+# In a Submit, where messages travel as arrays: its tasks come third.
+_WHERE: Final = re.compile(r" - at `\$\[2\]\[(?P<task>\d+)\]\[(?P<field>\d+)\].*`")
+
 
 def task(
     task_type: str,
@@ -79,17 +89,20 @@ def task(
     rate_key: str = "",
     labels: Sequence[str] = (),
 ) -> TaskSpec:
-    """One task to submit. data: its parameters, as MessagePack can hold them.
+    """One task to submit. data: its parameters; dates become ISO text, sets lists.
 
-    not_before: seconds since 1970. The master checks everything and names what does not fit.
+    not_before: seconds since 1970. Raises ValueError for data that cannot be sent; everything else
+    is checked by submit() and by the master, which name what does not fit.
     """
+    if isinstance(labels, str):
+        raise ValueError(f"labels: give a list of texts, not the text {labels!r:.80}")
     return TaskSpec(
         task_type=task_type,
-        data=bytes(msgpack.packb(data or {})),
+        data=pack_map(data or {}, TASK_DATA_BYTES_MAX, "data"),
         priority=priority,
         max_retry_count=max_retry_count,
-        timeout_ms=None if timeout_s is None else max(1, int(timeout_s * 1000)),
-        not_before_ms=0 if not_before is None else int(not_before * 1000),
+        timeout_ms=None if timeout_s is None else _ms("timeout_s", timeout_s),
+        not_before_ms=0 if not_before is None else _ms("not_before", not_before),
         unique_key=unique_key,
         rate_key=rate_key,
         labels=tuple(labels),
@@ -207,9 +220,8 @@ class DistributionClient:
         the first task that does not fit; then none was queued.
         """
         if len(specs) > SUBMIT_TASKS_MAX:
-            raise RequestRefused(
-                "bad_request", f"{len(specs)} tasks in one batch, at most {SUBMIT_TASKS_MAX}"
-            )
+            problem = f"{len(specs)} tasks in one batch, at most {SUBMIT_TASKS_MAX}"
+            raise RequestRefused(RefusalCode.BAD_REQUEST, problem)
         message = Submit(_request_id(), tuple(specs), job_id, job_name, tuple(rates), watch)
         answer, is_certain = await self._ask_once(message, Submitted)
         if watch and is_certain:
@@ -224,16 +236,20 @@ class DistributionClient:
     async def wait(
         self, task_ids: Iterable[int], *, timeout_s: float | None = None
     ) -> list[TaskEnd]:
-        """The ends of these tasks, in the order given. Raises TimeoutError."""
+        """The ends of these tasks, in the order given.
+
+        Goes on while a master is away that was there when this began. Raises TimeoutError, and
+        MasterUnreachable when nobody answers at the beginning.
+        """
         wanted = [TaskId(one) for one in task_ids]
         loop = asyncio.get_running_loop()
         unknown = [one for one in wanted if one not in self._ends and one not in self._watched]
         for task_id in wanted:
             if task_id not in self._ends:
                 self._ends[task_id] = loop.create_future()
-        for start in range(0, len(unknown), SUBMIT_TASKS_MAX):
-            await self._watch(unknown[start : start + SUBMIT_TASKS_MAX])
         async with asyncio.timeout(timeout_s):
+            for start in range(0, len(unknown), SUBMIT_TASKS_MAX):
+                await self._watch(unknown[start : start + SUBMIT_TASKS_MAX])
             await self._all_ended(wanted)
         return [self._ends[one].result() for one in wanted]
 
@@ -297,10 +313,17 @@ class DistributionClient:
                 data_dir=str(self._data_dir),
             )
             self._device = await DeviceSession.join(config)
-        return self._device.device_id
+        known = self._device.device_id
+        if device_id and device_id != known:
+            raise StartError(f"this client is device {known} already; {device_id} needs another")
+        return known
 
-    async def update_device_status(self, status: DeviceState) -> None:
-        """Tell the master: online, draining, or offline (which also ends the session)."""
+    async def update_device_status(self, status: DeviceState | str) -> None:
+        """Tell the master: online, draining, or offline (which also ends the session).
+
+        Raises ValueError for another word.
+        """
+        status = DeviceState(status)
         device = self._registered()
         await device.update(status)
         if status is DeviceState.OFFLINE:
@@ -327,9 +350,10 @@ class DistributionClient:
 
     async def _ask_once(self, message: ClientMessage, kind: type[A]) -> tuple[A, bool]:
         """The answer, and whether it is the answer to the only time this was asked."""
+        frame = _frame_of(message)
         if not self._channel.is_open:
             raise MasterUnreachable("connect() first")
-        question = _Question(codec.encode(message), asyncio.get_running_loop().create_future())
+        question = _Question(frame, asyncio.get_running_loop().create_future())
         self._asked[message.request_id] = question
         try:
             self._put(question)
@@ -371,8 +395,10 @@ class DistributionClient:
             await asyncio.wait([self._ends[one] for one in waiting], timeout=patience_s)
             if self._heard == heard:
                 patience_s = min(2 * patience_s, WATCH_AGAIN_MAX_S)
-                for start in range(0, len(waiting), SUBMIT_TASKS_MAX):
-                    await self._watch(waiting[start : start + SUBMIT_TASKS_MAX])
+                # It may be away for long; what it runs goes on meanwhile.
+                with contextlib.suppress(MasterUnreachable):
+                    for start in range(0, len(waiting), SUBMIT_TASKS_MAX):
+                        await self._watch(waiting[start : start + SUBMIT_TASKS_MAX])
 
     async def _watch(self, task_ids: Sequence[TaskId]) -> None:
         message = Watch(_request_id(), tuple(task_ids))
@@ -437,6 +463,30 @@ def get_async_distribution_client(
 ) -> DistributionClient:
     """A client of the master whose data directory this is; connect it with `async with`."""
     return DistributionClient.of_data_dir(data_dir, master_host, dispatch_port)
+
+
+def _frame_of(message: ClientMessage) -> bytes:
+    """Raises RequestRefused for what the master would not even decode, and so never answer."""
+    try:
+        frame = codec.encode(message)
+        codec.decode_inbound(Role.CLIENT, frame)
+    except (ClusterError, TypeError, ValueError, OverflowError) as error:
+        problem = _WHERE.sub(_named, str(error))
+        raise RequestRefused(RefusalCode.BAD_REQUEST, problem) from None
+    return frame
+
+
+def _named(where: re.Match[str]) -> str:
+    """What a position in a Submit means to whoever wrote its tasks."""
+    field = TaskSpec.__struct_fields__[int(where["field"])]
+    return f" (task {where['task']}: {field})"
+
+
+def _ms(name: str, seconds: float) -> int:
+    """Whole milliseconds, rounded up: a short time is not none."""
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name}: {seconds!r} is no time")
+    return math.ceil(seconds * 1000)
 
 
 def _request_id() -> bytes:
