@@ -78,9 +78,14 @@ class TaskExecutor:
         """Which hosts run it: told by whether run is async."""
         return Pool.ASYNC if inspect.iscoroutinefunction(self.run) else Pool.SYNC
 
+    @property
+    def name(self) -> str:
+        """What its author calls it."""
+        return type(self).__qualname__
+
     def problem(self) -> str:
         """Why this executor cannot be used, in one sentence; empty when it can."""
-        name = type(self).__qualname__
+        name = self.name
         if not re.fullmatch(TASK_TYPE_PATTERN.strip("^$"), str(self.task_type)):
             return f"{name}.task_type is {self.task_type!r}; it must fit {TASK_TYPE_PATTERN}"
         params: object = self.params
@@ -88,7 +93,7 @@ class TaskExecutor:
             return f"{name}.params must be a msgspec.Struct class, not {params!r}"
         if params.__struct_config__.array_like:
             return f"{name}.params is array_like; parameters travel as a map"
-        return ""
+        return f"{name} has no run()" if type(self).run is TaskExecutor.run else ""
 
 
 class FunctionExecutor(TaskExecutor):
@@ -102,6 +107,10 @@ class FunctionExecutor(TaskExecutor):
         self.params = params  # type: ignore[misc]  # as above
         self.function = function
         self._call = _unpacking(function) if unpack else function
+
+    @property
+    def name(self) -> str:
+        return self.function.__qualname__
 
 
 class SyncFunction(FunctionExecutor):

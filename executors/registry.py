@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final
 
 import msgspec
 import msgspec.inspect
 from msgspec import Struct
+from msgspec.inspect import UnionType
 
 from executors.base import FunctionExecutor, TaskExecutor, executor_of
 from zmqcluster.errors import ConfigError, RequestRefused
@@ -30,6 +32,8 @@ BUILT_IN: Final = (
     "executors.data_sync",
 )
 SHOWN_CHARS_MAX: Final = 80
+# A name, or an index in brackets; msgspec writes [...] where it does not know which.
+_STEP: Final = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^\]]*)\]")
 
 
 class Registry:
@@ -94,7 +98,8 @@ class Registry:
         problem = executor.problem()
         name = executor.task_type
         if not problem and name in self._executors:
-            problem = f"task type {name!r} is defined twice"
+            places = f"{_place(self._executors[name])} and {_place(executor)}"
+            problem = f"task type {name!r} is defined twice, by {places}"
         if not problem and len(self._executors) >= TASK_TYPES_MAX:
             problem = f"more than {TASK_TYPES_MAX} task types"
         if problem:
@@ -131,7 +136,8 @@ class Registry:
         if reason.startswith("Object missing required field") and not path:
             return f"parameter {reason.split('`')[1]!r} is missing"
         if not path:
-            return reason
+            is_no_map = reason.startswith("Expected `object`")
+            return f"parameters must be a map; {reason}" if is_no_map else reason
         if reason.startswith("Invalid enum value"):
             reason = f"allowed are {_allowed(self._executors[task_type].params, path)}"
         return f"{path}: {_given(data, path)} given; {reason[:1].lower()}{reason[1:]}"
@@ -157,61 +163,79 @@ def _allowed(params: type[Struct], path: str) -> str:
     for field in info.fields:
         if field.encode_name != path:
             continue
-        match field.type:
-            case msgspec.inspect.LiteralType(values=values):
-                return ", ".join(repr(value) for value in values)
-            case msgspec.inspect.EnumType(cls=enum):
-                return ", ".join(repr(member.value) for member in enum)
+        kinds = field.type.types if isinstance(field.type, UnionType) else (field.type,)
+        return ", ".join(repr(value) for kind in kinds for value in _values_of(kind))
     return "other values"
 
 
+def _values_of(kind: msgspec.inspect.Type) -> list[object]:
+    match kind:
+        case msgspec.inspect.LiteralType(values=values):
+            return list(values)
+        case msgspec.inspect.EnumType(cls=enum):
+            return [member.value for member in enum]
+    return []
+
+
 def _given(data: bytes, path: str) -> str:
-    """The value at a msgspec error path such as `items[...].name`, shortened for people."""
+    """The value at a msgspec error path such as `items[0].name`, shortened for people."""
     try:
         value = msgspec.msgpack.decode(data)
-        for step in path.split("."):
-            value = value[step]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        for name, index in _STEP.findall(path):
+            value = value[name] if name else value[int(index)]
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):
         return "a wrong value"
     shown = repr(value)
     return shown if len(shown) <= SHOWN_CHARS_MAX else f"{shown[:SHOWN_CHARS_MAX]}…"
 
 
-def _source(executor: TaskExecutor) -> object:
+def _source(executor: TaskExecutor) -> Callable[..., Any]:
     return executor.function if isinstance(executor, FunctionExecutor) else type(executor)
+
+
+def _place(executor: TaskExecutor) -> str:
+    source = _source(executor)
+    return f"{source.__module__}.{source.__qualname__}"
 
 
 def _everything(modules: Sequence[str], built_in: Sequence[str]) -> Iterator[TaskExecutor]:
     for name in built_in:
         yield from _from_module(name)
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
-        try:
-            thing = entry.load()
-        # An installed package's import is foreign code: whatever it raises is its own problem.
-        except Exception as error:  # noqa: BLE001
-            raise _import_failed(entry.value, error) from None
-        yield from _from_thing(entry.value, thing)
+        yield from _from_foreign(entry.value, entry.load)
     for name in dict.fromkeys(modules):
         yield from _from_module(name)
 
 
-def _from_module(name: str) -> Iterator[TaskExecutor]:
+def _from_module(name: str) -> list[TaskExecutor]:
+    return _from_foreign(name, lambda: importlib.import_module(name))
+
+
+def _from_foreign(name: str, load: Callable[[], object]) -> list[TaskExecutor]:
+    """Importing and making executors runs foreign code: whatever it raises becomes one sentence."""
     try:
-        module = importlib.import_module(name)
-    # The module is the operator's code: whatever it raises becomes one sentence.
+        return _from_thing(name, load())
+    except ConfigError:
+        raise
+    # A module that calls sys.exit() must not end a master without a word.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         raise _import_failed(name, error) from None
-    yield from _from_thing(name, module)
 
 
-def _from_thing(name: str, thing: object) -> Iterator[TaskExecutor]:
+def _from_thing(name: str, thing: object) -> list[TaskExecutor]:
     """Executors in a module (those defined there), or the one thing an entry point names."""
     if not inspect.ismodule(thing):
         executor = executor_of(thing)
         if executor is None:
             raise ConfigError("executors", f"{name} is no executor, module or decorated function")
-        yield executor
-        return
+        return [executor]
     found = [
         executor
         for member in vars(thing).values()
@@ -223,7 +247,7 @@ def _from_thing(name: str, thing: object) -> Iterator[TaskExecutor]:
             "executors",
             f"module {name} has no TaskExecutor class with a task_type and no @task function",
         )
-    yield from found
+    return found
 
 
 def _import_failed(name: str, error: BaseException) -> ConfigError:

@@ -27,6 +27,8 @@ class PageParams(Struct):
     depth: Annotated[int, Meta(ge=0, le=9)] = 3
     how: Literal["fast", "slow"] = "fast"
     day: date | None = None
+    mood: Literal["glad"] | None = None
+    tags: list[Annotated[str, Meta(max_length=3)]] = []
 
 
 class Page(TaskExecutor):
@@ -99,10 +101,15 @@ def test_parameters_that_fit_are_typed() -> None:
         ({"url": "x", "depth": 12}, ["depth", "12 given", "<= 9"]),
         ({"url": 7}, ["url", "7 given", "expected `str`"]),
         ({"url": "x", "how": "soon"}, ["how", "'soon' given", "'fast', 'slow'"]),
-        ({"url": "x", "dept": 1}, ["'dept'", "Did you mean 'depth'", "url, depth, how, day"]),
+        (
+            {"url": "x", "dept": 1},
+            ["'dept'", "Did you mean 'depth'", "url, depth, how, day, mood, tags"],
+        ),
         ({"depth": 1}, ["'url' is missing"]),
         ({"url": "x", "day": "2024-02-30"}, ["day", "'2024-02-30' given"]),
-        ([1, 2], ["expected `object`"]),
+        ([1, 2], ["must be a map", "got `array`"]),
+        ({"url": "x", "mood": "sad"}, ["'sad' given", "allowed are 'glad'"]),
+        ({"url": "x", "tags": ["a", "toolong"]}, ["tags[1]", "'toolong' given"]),
     ],
 )
 def test_refusal_names_field_value_and_what_is_allowed(data: Any, words: list[str]) -> None:
@@ -141,7 +148,7 @@ def test_deep_nesting_is_a_refusal() -> None:
 
 
 def test_two_executors_of_one_name_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'page' is defined twice"):
+    with pytest.raises(ConfigError, match=r"'page' is defined twice, by .*\.Page and .*\.Page"):
         Registry([Page(), Page()])
 
 
@@ -153,7 +160,14 @@ def test_executor_with_a_bad_name_or_params_is_refused() -> None:
         task_type = "untyped"
         params = dict  # type: ignore[assignment]  # the mistake this is about
 
-    for executor, problem in [(Loud(), "must fit"), (Untyped(), "must be a msgspec.Struct")]:
+    class Idle(TaskExecutor):
+        task_type = "idle"
+
+    for executor, problem in [
+        (Loud(), "must fit"),
+        (Untyped(), "must be a msgspec.Struct"),
+        (Idle(), "has no run"),
+    ]:
         with pytest.raises(ConfigError, match=problem):
             Registry([executor])
 
@@ -195,6 +209,14 @@ def test_module_of_the_operator_is_found_and_may_be_named_twice(
         ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
         ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
         ("x = 1", "has no TaskExecutor class"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        (
+            "from executors.base import TaskExecutor\n"
+            "class Broken(TaskExecutor):\n"
+            "    task_type = 'broken'\n"
+            "    def __init__(self): raise RuntimeError('no database')\n",
+            "RuntimeError: no database",
+        ),
     ],
 )
 def test_module_that_cannot_be_used_is_one_sentence(
