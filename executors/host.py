@@ -20,7 +20,7 @@ from contextlib import suppress
 from executors.channel import Channel
 from executors.host_async import AsyncHost
 from executors.host_sync import SyncHost
-from executors.hostwire import SETTINGS, Begin
+from executors.hostwire import SETTINGS, STACK_SIGNAL, Begin
 from executors.proctree import name_process
 from executors.registry import Registry
 from zmqcluster.errors import ClusterError
@@ -65,6 +65,8 @@ def prepare_process() -> None:
             # What a crash leaves in a buffer is what one would like to read.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     faulthandler.enable()
+    # For ShowStack; done in C, so it works while nothing of Python does.
+    faulthandler.register(STACK_SIGNAL, all_threads=False)
     spare_the_machine()
     logging.basicConfig(
         level=logging.INFO,

@@ -7,6 +7,7 @@ is decoded with all bounds, and a bad frame costs it its life.
 
 from __future__ import annotations
 
+import signal
 import struct
 import time
 from typing import Annotated, Any, Final
@@ -32,6 +33,7 @@ BATCH_BYTES: Final = 1024 * 1024
 HOST_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX + 2 * BATCH_BYTES
 READ_BYTES: Final = 256 * 1024
 NOTES_MAX: Final = 4096
+STACK_SIGNAL: Final = signal.SIGUSR1
 
 HostId = Annotated[int, Meta(ge=1)]
 
@@ -103,7 +105,7 @@ class Pong(Wire, frozen=True, tag="pong"):
     seq: int
 
 
-# --- agent to warden, and back ------------------------------------------------------------------
+# --- agent to warden (Ping too), and back (Pong) ------------------------------------------------
 
 
 class Load(Wire, frozen=True, tag="load"):
@@ -122,6 +124,12 @@ class Spawn(Wire, frozen=True, tag="spawn"):
 
 class Kill(Wire, frozen=True, tag="kill"):
     """Kill this host with everything it ever started."""
+
+    host_id: HostId
+
+
+class ShowStack(Wire, frozen=True, tag="show_stack"):
+    """Make this host print where its main thread is, even if it holds the interpreter lock."""
 
     host_id: HostId
 
@@ -161,7 +169,7 @@ class Exited(Wire, frozen=True, tag="exited"):
 
 ToHost = Begin | Run | Cancel | Ping | Close
 FromHost = Ready | Began | Finished | Notes | Pong
-ToWarden = Load | Spawn | Kill | Ping
+ToWarden = Load | Spawn | Kill | ShowStack | Ping
 FromWarden = Loaded | LoadFailed | Spawned | Exited | Pong
 
 TO_HOST: Final[msgspec.msgpack.Decoder[ToHost]] = msgspec.msgpack.Decoder(ToHost)

@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn
 from executors.host import serve
 from executors.hostwire import (
     READ_BYTES,
+    STACK_SIGNAL,
     TO_WARDEN,
     Exited,
     Framer,
@@ -33,6 +34,7 @@ from executors.hostwire import (
     LoadFailed,
     Ping,
     Pong,
+    ShowStack,
     Spawn,
     Spawned,
     frame,
@@ -119,13 +121,18 @@ class Warden:
             case Spawn(host_id=host_id):
                 self._spawn(host_id)
             case Kill(host_id=host_id):
-                for pid, known in self._hosts.items():
-                    if known == host_id:
-                        kill_tree(pid)
+                for pid in self._pids_of(host_id):
+                    kill_tree(pid)
+            case ShowStack(host_id=host_id):
+                for pid in self._pids_of(host_id):
+                    os.kill(pid, STACK_SIGNAL)  # a child not yet reaped, so nobody else's number
             case Ping(seq=seq):
                 self._send(Pong(seq))
             case _:
                 pass
+
+    def _pids_of(self, host_id: int) -> list[int]:
+        return [pid for pid, known in self._hosts.items() if known == host_id]
 
     def _load_modules(self, load: Load) -> None:
         self._load = load

@@ -163,6 +163,8 @@ def test_loop_that_stands_still_is_noticed_without_a_deadline(
 
     assert result.outcome is Outcome.DIED
     assert "did not turn" in result.error
+    assert "hostile_tasks.py" in result.error
+    assert "in _hold_gil" in result.error
 
 
 @pytest.mark.parametrize("task_type", ["h.endless_sync", "h.hold_gil_sync"])

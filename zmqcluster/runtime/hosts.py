@@ -363,9 +363,11 @@ class HostPool:
             if link.unanswered > UNANSWERED_MAX:
                 link.was_silent = True
                 self._fleet.kill(link, f"its loop did not turn for {UNANSWERED_MAX} s", now_ms)
-            else:
-                link.ping()
-                self._fleet.touch(link)
+                continue
+            if link.unanswered:
+                self._fleet.show_stack(link, now_ms)
+            link.ping()
+            self._fleet.touch(link)
 
     def _check_memory(self, now_ms: int) -> None:
         most, grown = self._settings.rss_bytes_max, self._settings.grown_bytes_max

@@ -58,6 +58,8 @@ def after_death(
     status: exit code, or the negative signal. problem: why it never came to life.
     """
     why = problem or link.why_killed or f"it {describe_exit(status)}"
+    if link.is_shown and (place := link.output.standing_in()):
+        why += f"; it stood in {place}"
     ended = [entry for entry in link.running.values() if _has_own_end(entry, link)]
     others = [entry for entry in link.running.values() if not _has_own_end(entry, link)]
     results = [killed(entry, link, status) for entry in ended]
@@ -98,7 +100,7 @@ def suspected(
 
 def died(order: TaskOrder, link: HostLink, status: int, why: str) -> TaskResult:
     """The task killed its host. The result is the evidence, one MessagePack map."""
-    last = link.output.last_line()
+    last = "" if link.is_shown else link.output.last_line()
     text = f"the host process died under this task: {why}" + (
         f"; last output: {last}" if last else ""
     )

@@ -154,6 +154,16 @@ class Fleet:
             self.counters["hosts_killed"] += 1
             self._take_down(link, now_ms)
 
+    def show_stack(self, link: HostLink, now_ms: int) -> None:
+        """Have a silent host print where it is, once: it may soon be killed for it."""
+        if self._warden is None or link.is_shown or not link.is_ready:
+            return
+        link.is_shown = True
+        try:
+            self._warden.show_stack(link.host_id)
+        except WardenLost:
+            self._on_warden_lost(now_ms)
+
     def due_ms(self) -> int | None:
         """When run_timers() or the poller has something to do; None: nothing is planned."""
         times = [*self._retiring.values()]

@@ -84,6 +84,8 @@ class HostLink:
         self.has_company = False
         self.tasks_done = 0
         self.unanswered = 0
+        # Whether it was asked, in this silence, to show where it is.
+        self.is_shown = False
         self.sock, self.child_sock = socket.socketpair()
         self.sock.setblocking(False)
         for end in (self.sock, self.child_sock):
@@ -149,6 +151,7 @@ class HostLink:
             self.why_killed = self.why_killed or f"it broke its channel: {error}"
         if messages:
             self.unanswered = 0
+            self.is_shown = False
         return messages
 
     @property

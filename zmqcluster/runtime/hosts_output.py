@@ -19,7 +19,11 @@ PIPE_BYTES: Final = 256 * 1024
 PAUSE_MS: Final = 5
 LINES_PER_S: Final = 20
 LINE_CHARS_MAX: Final = 500
+# A library's frames are often on top of the one its author knows.
+FRAMES_SHOWN: Final = 3
 
+# How faulthandler begins the stack of one thread.
+_STACK: Final = "(most recent call first):"
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LEVELS: Final = {
     "DEBUG": logging.DEBUG,
@@ -76,6 +80,13 @@ class OutputTail:
         """The last line with something in it, for an error in one line; "" when there is none."""
         lines = [line.strip() for line in self.text().splitlines() if line.strip()]
         return lines[-1][:LINE_CHARS_MAX] if lines else ""
+
+    def standing_in(self) -> str:
+        """Where its main thread was when it was last asked (ShowStack), innermost frame first; ""
+        when it was not."""
+        _, found, stack = self.text().rpartition(_STACK)
+        frames = stack.splitlines()[1 : 1 + FRAMES_SHOWN] if found else []
+        return ", called from ".join(frame.strip()[:LINE_CHARS_MAX] for frame in frames)
 
     def drain(self, now_ms: int) -> None:
         """Take the rest; for a host that is gone, so that there is an end to it."""

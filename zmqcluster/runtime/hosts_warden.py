@@ -9,7 +9,17 @@ import subprocess
 import sys
 from typing import Any, Final
 
-from executors.hostwire import FROM_WARDEN, READ_BYTES, Framer, Kill, Load, Ping, Spawn, frame
+from executors.hostwire import (
+    FROM_WARDEN,
+    READ_BYTES,
+    Framer,
+    Kill,
+    Load,
+    Ping,
+    ShowStack,
+    Spawn,
+    frame,
+)
 from zmqcluster.errors import RemoteProtocolError, StartError
 from zmqcluster.runtime.hosts_output import OutputTail
 from zmqcluster.runtime.hosts_settings import HostSettings
@@ -60,6 +70,10 @@ class WardenLink:
     def kill(self, host_id: int) -> None:
         """Kill this host and everything below it; Exited follows when nothing is left."""
         self._send(frame(Kill(host_id)))
+
+    def show_stack(self, host_id: int) -> None:
+        """Have this host print where it is."""
+        self._send(frame(ShowStack(host_id)))
 
     def ping(self) -> None:
         """Ask for a sign of life."""
