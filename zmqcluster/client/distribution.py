@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-import msgpack  # type: ignore[import-untyped]  # ships no types
 import msgspec
 
-from executors.packing import pack_map
 from zmqcluster import codec
 from zmqcluster.client.channel import Channel
 from zmqcluster.client.device_session import DeviceSession
+from zmqcluster.client.packing import frame_of, task, unpack
 from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import (
-    ClusterError,
     MasterUnreachable,
     RemoteProtocolError,
     RequestRefused,
@@ -49,13 +45,10 @@ from zmqcluster.messages import (
     Watch,
 )
 from zmqcluster.model import (
-    PRIORITY_DEFAULT,
     SUBMIT_TASKS_MAX,
-    TASK_DATA_BYTES_MAX,
     DeviceId,
     DeviceState,
     RefusalCode,
-    Role,
     SchedulerMode,
     TaskId,
 )
@@ -72,41 +65,6 @@ WATCH_AGAIN_S: Final = 5.0
 WATCH_AGAIN_MAX_S: Final = 60.0
 
 A = TypeVar("A", bound=ToClient)
-
-# In a Submit, where messages travel as arrays: its tasks come third.
-_WHERE: Final = re.compile(r" - at `\$\[2\]\[(?P<task>\d+)\]\[(?P<field>\d+)\].*`")
-
-
-def task(
-    task_type: str,
-    data: dict[str, Any] | None = None,
-    *,
-    priority: int = PRIORITY_DEFAULT,
-    max_retry_count: int | None = None,
-    timeout_s: float | None = None,
-    not_before: float | None = None,
-    unique_key: str = "",
-    rate_key: str = "",
-    labels: Sequence[str] = (),
-) -> TaskSpec:
-    """One task to submit. data: its parameters; dates become ISO text, sets lists.
-
-    not_before: seconds since 1970. Raises ValueError for data that cannot be sent; everything else
-    is checked by submit() and by the master, which name what does not fit.
-    """
-    if isinstance(labels, str):
-        raise ValueError(f"labels: give a list of texts, not the text {labels!r:.80}")
-    return TaskSpec(
-        task_type=task_type,
-        data=pack_map(data or {}, TASK_DATA_BYTES_MAX, "data"),
-        priority=priority,
-        max_retry_count=max_retry_count,
-        timeout_ms=None if timeout_s is None else _ms("timeout_s", timeout_s),
-        not_before_ms=0 if not_before is None else _ms("not_before", not_before),
-        unique_key=unique_key,
-        rate_key=rate_key,
-        labels=tuple(labels),
-    )
 
 
 class _Question:
@@ -350,7 +308,7 @@ class DistributionClient:
 
     async def _ask_once(self, message: ClientMessage, kind: type[A]) -> tuple[A, bool]:
         """The answer, and whether it is the answer to the only time this was asked."""
-        frame = _frame_of(message)
+        frame = frame_of(message)
         if not self._channel.is_open:
             raise MasterUnreachable("connect() first")
         question = _Question(frame, asyncio.get_running_loop().create_future())
@@ -453,40 +411,11 @@ class DistributionClient:
         return future is not None and future.done()
 
 
-def unpack(result: bytes) -> Any:
-    """A task's result as Python values; None for an empty one."""
-    return msgpack.unpackb(result, strict_map_key=False) if result else None
-
-
 def get_async_distribution_client(
     data_dir: str | Path = "data", master_host: str = "localhost", dispatch_port: int = 7990
 ) -> DistributionClient:
     """A client of the master whose data directory this is; connect it with `async with`."""
     return DistributionClient.of_data_dir(data_dir, master_host, dispatch_port)
-
-
-def _frame_of(message: ClientMessage) -> bytes:
-    """Raises RequestRefused for what the master would not even decode, and so never answer."""
-    try:
-        frame = codec.encode(message)
-        codec.decode_inbound(Role.CLIENT, frame)
-    except (ClusterError, TypeError, ValueError, OverflowError) as error:
-        problem = _WHERE.sub(_named, str(error))
-        raise RequestRefused(RefusalCode.BAD_REQUEST, problem) from None
-    return frame
-
-
-def _named(where: re.Match[str]) -> str:
-    """What a position in a Submit means to whoever wrote its tasks."""
-    field = TaskSpec.__struct_fields__[int(where["field"])]
-    return f" (task {where['task']}: {field})"
-
-
-def _ms(name: str, seconds: float) -> int:
-    """Whole milliseconds, rounded up: a short time is not none."""
-    if not math.isfinite(seconds):
-        raise ValueError(f"{name}: {seconds!r} is no time")
-    return math.ceil(seconds * 1000)
 
 
 def _request_id() -> bytes:
