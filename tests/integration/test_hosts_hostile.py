@@ -122,6 +122,8 @@ def test_timeout_of_an_async_task_cancels_it_and_spares_the_host(bench: HostBenc
 def test_task_that_ignores_cancellation_is_killed_and_its_company_given_back(
     bench: HostBench,
 ) -> None:
+    bench.submit(9, "noop")
+    bench.result(9)  # The host is up, so that 100 ms are enough to begin.
     bench.submit(1, "sleep", seconds=60)
     bench.submit(2, "h.stubborn", timeout_ms=100)
 
