@@ -83,6 +83,33 @@ def open_reader(path: str | Path) -> Database:
     return database
 
 
+class Place:
+    """Where a database file lies: is it still there? 2 us to ask.
+
+    A deleted file can be written to as long as it is open. What is acknowledged then ends with the
+    process, and whoever starts a second master there finds no lock.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._file = self._look()
+
+    def require(self) -> None:
+        """Raises StorageError when the file at this path is not the one it was."""
+        if self._file is None or self._look() != self._file:
+            raise StorageError(
+                f"the database {self._path} was moved or deleted while it was in use: what is "
+                "written now would be lost; put it back, or start anew"
+            )
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 @contextmanager
 def storage_errors(doing: str, path: Path | None = None) -> Iterator[None]:
     """Turn SQLite's errors, and values it cannot hold, into a StorageError.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage import database, probe
-from storage.database import open_reader, open_writer, storage_errors, transaction
+from storage.database import Place, open_reader, open_writer, storage_errors, transaction
 from tests.support.storage_bench import StorageBench, storage_bench, task
 from zmqcluster.errors import StorageError
 from zmqcluster.model import Durability
@@ -57,6 +57,22 @@ def test_the_file_can_be_opened_again_and_is_one_file_when_closed(tmp_path: Path
     open_writer(path).close()
 
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_was_deleted_or_replaced_while_in_use_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.db"
+    with storage_bench(tmp_path):
+        place = Place(path)
+        place.require()
+
+        away = path.rename(tmp_path / "away.db")
+        with pytest.raises(StorageError, match="moved or deleted"):
+            place.require()
+        path.write_bytes(away.read_bytes())
+        with pytest.raises(StorageError, match="moved or deleted"):
+            place.require()
+        away.replace(path)
+        place.require()
 
 
 def test_a_reader_cannot_write(tmp_path: Path) -> None:

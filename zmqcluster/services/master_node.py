@@ -19,6 +19,7 @@ from storage.queries import Queries
 from zmqcluster import __version__
 from zmqcluster.config import ClusterConfig
 from zmqcluster.core.admin import principal_of
+from zmqcluster.core.effects import Changes
 from zmqcluster.core.events import Principal
 from zmqcluster.core.master import MasterCore
 from zmqcluster.core.settings import Settings
@@ -99,6 +100,7 @@ class MasterNode:
         self.device_id = self.data_dir.master_device_id(config.device_id, clock.wall_ms(), rng)
         base = database.open_writer(self.data_dir.database, config.durability)
         stack.callback(base.close)
+        place = database.Place(self.data_dir.database)
         past = _past(base, clock)
         self._spent_tokens = {
             one.token_id for one in past.tokens if one.revoked_wall or one.uses_left <= 0
@@ -125,7 +127,7 @@ class MasterNode:
             sockets=sockets,
             allowlist=allowlist,
             queries=queries,
-            apply=lambda changes: writer.apply(base, changes),
+            apply=lambda changes: _apply(base, place, changes),
             check=registry.check,
             clock=clock,
             clock_ms=past.clock_ms,
@@ -201,6 +203,13 @@ class MasterNode:
         except TimeoutError:
             raise StartError("the master's loop does not answer: see its last lines") from None
         save_join_token(self.data_dir, token)
+
+
+def _apply(base: Database, place: database.Place, changes: Changes) -> int:
+    """Commit; afterwards it is certain where to."""
+    pruned = writer.apply(base, changes)
+    place.require()
+    return pruned
 
 
 def _past(base: Database, clock: Clock) -> Past:
