@@ -84,6 +84,16 @@ def client_of(config: ClusterConfig) -> Client:
     return Client(config.master_port, token)
 
 
+def test_nothing_is_acknowledged_into_a_deleted_database(
+    client: Client, config: ClusterConfig
+) -> None:
+    (Path(config.data_dir) / "cluster.db").unlink()
+
+    status, _ = client.ask("POST", "/tasks", {"task_type": "noop", "task_data": {}})
+
+    assert status == 503
+
+
 def test_a_submission_is_answered_once_it_can_be_read_back(client: Client) -> None:
     task = {"task_type": "echo", "task_data": {"value": {"a": [1, "é"]}}, "unique_key": "k"}
 
