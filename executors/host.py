@@ -38,6 +38,7 @@ def serve(sock: socket.socket, registry: Registry | None) -> int:
     registry: what the warden loaded; None: load it here, from the modules that Begin names.
     """
     prepare_process()
+    keep_to_ourselves(sock)
     channel = Channel(sock)
     begin = channel.receive()
     if not isinstance(begin, Begin):
@@ -74,6 +75,16 @@ def prepare_process() -> None:
         stream=sys.stderr,
         force=True,
     )
+
+
+def keep_to_ourselves(sock: socket.socket) -> None:
+    """A copy of this process that a task makes with os.fork() loses the channel.
+
+    It would go on as a second host on the same socket, take orders out of it that nobody answers,
+    and answer others twice. Reading nothing but the end, it exits.
+    """
+    channel, nothing = sock.fileno(), os.open(os.devnull, os.O_RDWR)
+    os.register_at_fork(after_in_child=lambda: os.dup2(nothing, channel, inheritable=False))
 
 
 def spare_the_machine() -> None:

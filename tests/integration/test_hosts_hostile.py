@@ -325,6 +325,16 @@ def test_death_of_the_warden_is_survived_and_its_killer_found_out(bench: HostBen
     assert bench.value(3) == 3
 
 
+def test_task_that_forks_and_returns_twice_makes_no_second_host(bench: HostBench) -> None:
+    bench.submit(1, "h.fork")
+    host = bench.value(1)
+
+    for task_id in range(2, 42):
+        bench.submit(task_id, "h.pid")
+        assert bench.value(task_id) == host
+    assert not bench.pool.counters
+
+
 def test_warden_that_stands_still_is_replaced_and_its_task_ends_all_the_same(
     bench: HostBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

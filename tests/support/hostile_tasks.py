@@ -201,6 +201,13 @@ async def junk(context: TaskContext) -> None:
     await asyncio.sleep(300)
 
 
+@task("h.fork")
+async def fork(context: TaskContext) -> int:
+    """Come back twice, in two processes."""
+    os.fork()
+    return os.getpid()
+
+
 @task("h.kill_parent")
 async def kill_parent(context: TaskContext) -> None:
     os.kill(os.getppid(), signal.SIGKILL)
