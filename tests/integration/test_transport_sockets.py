@@ -18,6 +18,7 @@ from zmq.utils import z85
 from zmqcluster.core.events import Principal
 from zmqcluster.errors import StartError
 from zmqcluster.model import FRAME_BYTES_MAX, DeviceId, Role
+from zmqcluster.runtime import socket_options
 from zmqcluster.runtime.transport import Link, MasterSockets, PeerSockets, Received, Sent
 from zmqcluster.security.keys import KeyPair, new_key_pair
 from zmqcluster.security.zap import Allowlist
@@ -500,3 +501,12 @@ def test_nothing_is_left_open_after_close() -> None:
     assert time.monotonic() - started < 1.0
     if before:
         assert len(os.listdir("/proc/self/fd")) < before
+
+
+def test_too_few_descriptors_are_said_before_anything_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket_options, "raise_descriptor_limit", lambda: 63)
+
+    with pytest.raises(StartError, match=r"may open 63 .* at least 64.*ulimit -n"):
+        MasterBench()

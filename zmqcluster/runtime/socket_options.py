@@ -43,6 +43,8 @@ RECONNECT_MS: Final = 100
 RECONNECT_MAX_MS: Final = 2_000
 PEER_SEND_HWM: Final = 1000
 PEER_RECEIVE_HWM: Final = 1000
+# A master without any peer has 36 open. libzmq aborts the process where it cannot open its own.
+DESCRIPTORS_MIN: Final = 64
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -94,6 +96,16 @@ def raise_descriptor_limit() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def require_descriptors() -> None:
+    """Raises StartError when this process may not open enough for a master."""
+    limit = raise_descriptor_limit()
+    if limit < DESCRIPTORS_MIN:
+        raise StartError(
+            f"this process may open {limit} files and sockets, and a master needs at least "
+            f"{DESCRIPTORS_MIN}, and two for each device: raise the limit (`ulimit -n 4096`)"
+        )
 
 
 def lock_down(socket: Socket, keys: KeyPair, domain: bytes) -> None:

@@ -37,7 +37,7 @@ from zmqcluster.runtime.socket_options import (
     endpoint,
     lock_down,
     notice_dead_ends,
-    raise_descriptor_limit,
+    require_descriptors,
 )
 from zmqcluster.security.keys import KeyPair
 from zmqcluster.security.zap import (
@@ -120,9 +120,9 @@ class MasterSockets:
         self._connections = Connections()
         # Whose connection each one is that was heard: the user id of its key.
         self._user_ids: dict[bytes, str] = {}
+        require_descriptors()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 64)
-        raise_descriptor_limit()
         try:
             # The doorman stands at the door before it opens.
             self._zap_socket = self._context.socket(zmq.REP)
