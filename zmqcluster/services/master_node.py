@@ -205,11 +205,11 @@ class MasterNode:
         save_join_token(self.data_dir, token)
 
 
-def _apply(base: Database, place: database.Place, changes: Changes) -> int:
+def _apply(base: Database, place: database.Place, changes: Changes) -> bool:
     """Commit; afterwards it is certain where to."""
-    pruned = writer.apply(base, changes)
+    prune_more = writer.apply(base, changes)
     place.require()
-    return pruned
+    return prune_more
 
 
 def _past(base: Database, clock: Clock) -> Past:
