@@ -1,0 +1,190 @@
+"""Simulated people and programs: they submit, wait, cancel, retry and drain through ClientCore."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from tests.simulation.links import Link
+from tests.simulation.workload import page_spec, plain_specs, rules
+from zmqcluster import codec
+from zmqcluster.core.client import ClientCore
+from zmqcluster.core.client_events import (
+    Answered,
+    Ask,
+    Await,
+    ClientEvent,
+    Ended,
+    FromMaster,
+    LinkDown,
+    LinkUp,
+    SendToMaster,
+    Unanswered,
+)
+from zmqcluster.core.events import Principal
+from zmqcluster.messages import (
+    CancelTasks,
+    Changed,
+    ClientMessage,
+    DrainDevice,
+    RetryTasks,
+    Submit,
+    Submitted,
+    ToClient,
+)
+from zmqcluster.model import JobId, Role, TaskId
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import SimCluster
+
+
+class ClientNode:
+    """Submits its share of the work in a few batches, and waits for all of it.
+
+    awaited: tasks whose ends it wants. unanswered: requests given up; nobody knows of them.
+    """
+
+    def __init__(self, cluster: SimCluster, name: str, *, crawls: bool) -> None:
+        self.cluster, self.world = cluster, cluster.world
+        self.name = name
+        self.principal = Principal(Role.CLIENT)
+        self.core = ClientCore(Random(f"{name} {self.world.options.seed}"))
+        self.link: Link | None = None
+        self.awaited: set[TaskId] = set()
+        self.ended: set[TaskId] = set()
+        self.jobs: list[JobId] = []
+        self.unanswered: list[ClientMessage] = []
+        self._asked: dict[bytes, ClientMessage] = {}
+        self._due_ms = -1
+        self._connect_later()
+        if crawls:
+            self._submit_crawl()
+        self._submit_plain()
+
+    # --- what it wants --------------------------------------------------------------------------
+
+    def _submit_crawl(self) -> None:
+        options = self.world.options
+        seed = page_spec(0, options)
+        request_id = self.core.new_request_id()
+        self._ask(Submit(request_id, (seed,), 0, f"crawl of {self.name}", rules(options), True))
+
+    def _submit_plain(self) -> None:
+        options, rng = self.world.options, self.world.rng
+        left = options.tasks // options.clients
+        while left > 0:
+            count = min(left, rng.choice([1, 1, 5, 40]))
+            left -= count
+            specs = tuple(plain_specs(rng, count, self.world.wall_ms))
+            message = Submit(self.core.new_request_id(), specs, watch=rng.random() < 0.5)
+            self.world.at(rng.randrange(5_000), self._ask, message)
+
+    def cancel_something(self) -> None:
+        rng = self.world.chance
+        if self.jobs and rng.random() < 0.1:
+            self._ask(CancelTasks(self.core.new_request_id(), (), rng.choice(self.jobs)))
+        elif self.awaited:
+            chosen = rng.choice(sorted(self.awaited))
+            self._ask(CancelTasks(self.core.new_request_id(), (chosen,)))
+
+    def retry_something(self) -> None:
+        if self.ended:
+            chosen = self.world.chance.choice(sorted(self.ended))
+            self.cluster.oracle.retry_asked([chosen])
+            self._ask(RetryTasks(self.core.new_request_id(), (chosen,)))
+
+    def drain_something(self) -> None:
+        rng = self.world.chance
+        device_id = rng.choice(self.cluster.device_ids)
+        self._ask(DrainDevice(self.core.new_request_id(), device_id, rng.random() < 0.5))
+
+    def resume_all(self) -> None:
+        for device_id in self.cluster.device_ids:
+            self._ask(DrainDevice(self.core.new_request_id(), device_id, on=False))
+
+    @property
+    def is_content(self) -> bool:
+        """Nothing it asked for is open."""
+        return not self.core.open_requests and self.awaited <= self.ended
+
+    def _ask(self, message: ClientMessage) -> None:
+        self._asked[message.request_id] = message
+        self._feed(Ask(message))
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def _connect_later(self) -> None:
+        self.world.at(1 + self.world.rng.randrange(200), self._connect)
+
+    def _connect(self) -> None:
+        if self.link is None:
+            self.link = self.cluster.connect(self)
+            if self.link is None:
+                self._connect_later()
+
+    def linked(self, link: Link) -> None:
+        if link is self.link:
+            self._feed(LinkUp())
+
+    def unlinked(self, link: Link) -> None:
+        if link is self.link:
+            self.link = None
+            self._feed(LinkDown())
+            self._connect_later()
+
+    def hear(self, link: Link, frame: bytes) -> None:
+        if link is self.link:
+            message = codec.decode_to_client(frame)
+            self.world.note("client hears", self.name, type(message).__name__, data=frame)
+            self._feed(FromMaster(message))
+
+    def hear_hint(self, frame: bytes) -> None:
+        """Hints are for workers."""
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def _feed(self, *events: ClientEvent) -> None:
+        self.world.events += len(events) or 1
+        for effect in self.core.handle(self.world.now_ms, *events):
+            match effect:
+                case SendToMaster(message):
+                    if self.link is not None:
+                        self.link.send_up(codec.encode(message))
+                case Answered(request_id, answer):
+                    self._on_answer(self._asked.pop(request_id), answer)
+                case Unanswered(request_id):
+                    self.unanswered.append(self._asked.pop(request_id))
+                case Ended(end):
+                    self.cluster.oracle.heard_end(end)
+                    self.ended.add(TaskId(end.task_id))
+        self._plan()
+
+    def _plan(self) -> None:
+        due_ms = self.core.next_ms()
+        now_ms = self.world.now_ms
+        if due_ms is None or (self._due_ms > now_ms and self._due_ms <= due_ms):
+            return
+        self._due_ms = max(due_ms, now_ms + 1)
+        self.world.at(self._due_ms - now_ms, self._wake, self._due_ms)
+
+    def _wake(self, due_ms: int) -> None:
+        if due_ms == self._due_ms:
+            self._due_ms = -1
+            self._feed()
+
+    def _on_answer(self, asked: ClientMessage, answer: ToClient) -> None:
+        oracle = self.cluster.oracle
+        match asked, answer:
+            case Submit(), Submitted():
+                oracle.submitted(asked, answer)
+                if answer.job_id:
+                    self.jobs.append(JobId(answer.job_id))
+                task_ids = tuple(TaskId(one) for one in answer.task_ids)
+                self.awaited.update(task_ids)
+                self._feed(Await(task_ids))
+            case CancelTasks(), Changed():
+                oracle.cancel_acked(answer.task_ids, asked.job_id)
+            case RetryTasks(), _:
+                oracle.retry_answered(asked.task_ids)
+            case _:
+                pass

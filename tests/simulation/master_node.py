@@ -1,0 +1,259 @@
+"""The simulated master: the real core, codec and pipeline around a disk, and ways to die."""
+
+from __future__ import annotations
+
+from collections import deque
+from random import Random
+from typing import Final
+
+import msgspec
+
+from tests.simulation.disk import Disk
+from tests.simulation.links import Link
+from tests.simulation.oracle import Oracle
+from tests.simulation.world import World
+from zmqcluster import codec
+from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Send
+from zmqcluster.core.events import (
+    Committed,
+    Event,
+    FrameRefused,
+    MessageReceived,
+    PeerLost,
+    Principal,
+    Tick,
+)
+from zmqcluster.core.master import MasterCore
+from zmqcluster.core.pipeline import Pipeline
+from zmqcluster.core.settings import Settings
+from zmqcluster.errors import RemoteProtocolError
+from zmqcluster.messages import Answer, AskExplain
+from zmqcluster.model import Role, Strategy, TaskId
+
+FRAMES_PER_TURN: Final = 256
+TICK_MS: Final = 500
+
+
+class MasterNode:
+    """One master after the other over the same disk. tape: what each core was given, if wanted."""
+
+    def __init__(self, world: World, oracle: Oracle) -> None:
+        options = world.options
+        self.world = world
+        self.oracle = oracle
+        self.disk = Disk()
+        self.settings = Settings(
+            heartbeat_interval_ms=options.beat_ms,
+            device_timeout_ms=options.timeout_ms,
+            task_timeout_ms=20_000,
+            strategy=Strategy(options.strategy),
+            window_tasks=options.window_tasks,
+            lane_tasks=options.lane_tasks,
+            delayed_tasks=options.delayed_tasks,
+        )
+        self.is_up = False
+        self.boots = 0
+        self.tape: list[tuple[int, list[Event]]] = []
+        self.start()
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Read the disk and serve."""
+        world = self.world
+        self.boots += 1
+        past = self.disk.boot(world.wall_ms)
+        self._offset_ms = past.clock_ms - world.now_ms
+        self.core = MasterCore(self.settings, past, Random(self.boots))
+        self.is_up, self._is_paused = True, False
+        self._pipeline = Pipeline()
+        self._answers: list[Event] = []
+        self._inbox: deque[tuple[Link, bytes]] = deque()
+        self._lost: list[bytes] = []
+        self._links: dict[bytes, Link] = {}
+        self._is_committed = False
+        self._next_tick_ms = 0
+        self._due_ms = -1
+        self.oracle.master_started(self.core.state.epoch)
+        world.note("master starts", self.boots)
+        self._turn_at(world.now_ms)
+
+    def crash(self) -> None:
+        """kill -9: what is not on the disk never was."""
+        if not self.is_up:
+            return
+        world = self.world
+        world.note("master dies")
+        self.is_up = False
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.cut(master_notices=False)
+        downtime_ms = world.chance.choice([0, 200, 2_000, 8_000])
+        world.at(downtime_ms, self.start)
+
+    def pause(self, ms: int) -> None:
+        """SIGSTOP, and SIGCONT later: frames pile up meanwhile."""
+        if self.is_up and not self._is_paused:
+            self._is_paused = True
+            self.world.at(ms, self._resume, self.boots)
+
+    def _resume(self, boot: int) -> None:
+        if self.is_up and boot == self.boots:
+            self._is_paused = False
+            self._due_ms = -1
+            self._turn_at(self.world.now_ms)
+
+    def explain(self, task_id: TaskId) -> str:
+        """The master's own words about a task; for stories of runs that do not come to rest."""
+        if not self.is_up:
+            return "no master is up"
+        ask = AskExplain(b"judge", task_id)
+        facts = self.disk.facts(self.core.wants(ask))
+        event = MessageReceived(b"judge", Principal(Role.CLIENT), ask, facts)
+        turn = self.core.handle(self.world.now_ms + self._offset_ms, [event])
+        for action in turn.actions:
+            if isinstance(action, Send) and isinstance(action.message, Answer):
+                return repr(msgspec.msgpack.decode(action.message.body))
+        return "no answer"
+
+    # --- what links bring -----------------------------------------------------------------------
+
+    def opened(self, link: Link) -> None:
+        self._links[link.name] = link
+
+    def closed(self, link: Link) -> None:
+        if self.is_up and self._links.pop(link.name, None) is not None:
+            self._lost.append(link.name)
+            self._turn_at(self.world.now_ms)
+
+    def frame(self, link: Link, frame: bytes) -> None:
+        if self.is_up and link.name in self._links:
+            self._inbox.append((link, frame))
+            self._turn_at(self.world.now_ms)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def _turn_at(self, at_ms: int) -> None:
+        if self._is_paused or (self._due_ms >= 0 and self._due_ms <= at_ms):
+            return
+        self._due_ms = at_ms
+        self.world.at(max(0, at_ms - self.world.now_ms), self._turn, self.boots, at_ms)
+
+    def _turn(self, boot: int, at_ms: int) -> None:
+        """As MasterRuntime._turn, without a poller."""
+        if boot != self.boots or not self.is_up or self._is_paused or self._due_ms != at_ms:
+            return
+        world, core, pipeline = self.world, self.core, self._pipeline
+        self._due_ms = -1
+        events: list[Event] = []
+        if world.now_ms >= self._next_tick_ms:
+            self._next_tick_ms = world.now_ms + TICK_MS
+            events.append(Tick(world.wall_ms))
+        is_committed, self._is_committed = self._is_committed, False
+        committed_turn = 0
+        if is_committed:
+            committed_turn = pipeline.done()
+            if not self._release():
+                return
+        events += self._answers
+        self._answers = []
+        for _ in range(min(FRAMES_PER_TURN, len(self._inbox))):
+            self._receive(events, *self._inbox.popleft())
+        events += map(PeerLost, self._lost)
+        self._lost = []
+        if is_committed:
+            events.append(Committed(committed_turn))
+        wake_ms = core.next_wake_ms()
+        now_ms = world.now_ms + self._offset_ms
+        if events or (wake_ms is not None and wake_ms <= now_ms):
+            world.events += len(events) or 1
+            if self.oracle.keeps_tape:
+                self.tape.append((now_ms, events))
+            pipeline.add(core.handle(now_ms, events))
+            self.oracle.master_turned(core.state)
+        self._commit()
+        if self.is_up:
+            self._plan()
+
+    def _plan(self) -> None:
+        """When to turn next."""
+        if self._answers or self._inbox or self._lost:
+            self._turn_at(self.world.now_ms)
+            return
+        wake_ms = self.core.next_wake_ms()
+        due_ms = self._next_tick_ms
+        if wake_ms is not None:
+            due_ms = min(due_ms, wake_ms - self._offset_ms)
+        self._turn_at(max(due_ms, self.world.now_ms + 1))
+
+    def _receive(self, events: list[Event], link: Link, frame: bytes) -> None:
+        principal = link.peer.principal
+        try:
+            message = codec.decode_inbound(principal.role, frame)
+        except RemoteProtocolError as error:
+            events.append(FrameRefused(principal, str(error)))
+            return
+        self.world.note("master hears", link.name, type(message).__name__, data=frame)
+        facts = self.disk.facts(self.core.wants(message))
+        events.append(MessageReceived(link.name, principal, message, facts))
+
+    # --- commit before send ---------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        world = self.world
+        batch = self._pipeline.begin()
+        if batch is None:
+            self._release()
+            return
+        options = world.options
+        if world.roll("commit_crashes", options.commit_crashes):
+            # The end of a failed commit is unknown: it may be on disk, and nothing was sent.
+            if world.chance.random() < 0.5:
+                self.oracle.committing(self.disk, batch)
+                self.disk.apply(batch)
+            self.crash()
+            return
+        delay_ms = 1
+        if world.roll("slow_commits", options.slow_commits):
+            delay_ms = world.chance.choice([20, 200, 2_000])
+        world.at(delay_ms, self._durable, self.boots, batch)
+
+    def _durable(self, boot: int, batch: Changes) -> None:
+        if boot != self.boots or not self.is_up:
+            return
+        self.oracle.committing(self.disk, batch)
+        self.disk.apply(batch)
+        self.world.note("on disk", data=b"%d" % len(batch.tasks))
+        # The writer thread is done; the loop hears of it a little later.
+        self.world.at(self.world.rng.choice([0, 0, 1]), self._hear_commit, boot)
+
+    def _hear_commit(self, boot: int) -> None:
+        if boot == self.boots and self.is_up:
+            self._is_committed = True
+            self._turn_at(self.world.now_ms)
+
+    def _release(self) -> bool:
+        """Do what is on disk. False: a crash in the middle left the rest undone."""
+        world = self.world
+        for action in self._pipeline.take():
+            if world.roll("commit_crashes", world.options.commit_crashes / 4):
+                self.crash()
+                return False
+            match action:
+                case Send(peer, message):
+                    link = self._links.get(peer)
+                    if link is None:
+                        self._answers.append(PeerLost(peer))
+                    else:
+                        link.send_down(codec.encode(message))
+                case Publish(hint):
+                    frame = codec.encode(hint)
+                    for link in self._links.values():
+                        link.publish(frame)
+                case AllowKey() | DenyKey() | Log():
+                    pass
+                case _:
+                    answer = self.disk.read(action)
+                    assert answer is not None, action
+                    self._answers.append(answer)
+        return True

@@ -1,0 +1,305 @@
+"""The simulated worker: the real core and codec, with hosts and a spool that obey a table."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from tests.simulation.links import Link
+from tests.simulation.workload import LABEL, POOL_OF, run_of
+from zmqcluster import codec
+from zmqcluster.core.events import Principal
+from zmqcluster.core.worker import WorkerCore
+from zmqcluster.core.worker_events import (
+    Connected,
+    Disconnected,
+    ForgetResults,
+    FromMaster,
+    HostsReported,
+    KillTask,
+    Reconnect,
+    RunTasks,
+    SendToMaster,
+    SpoolResults,
+    StopWorker,
+    Terminated,
+    WorkerEvent,
+    WorkerSettings,
+)
+from zmqcluster.messages import (
+    AttemptRef,
+    PoolOffer,
+    Started,
+    TaskOrder,
+    TaskResult,
+    TypeOffer,
+)
+from zmqcluster.model import DeviceId, Outcome, Pool, Role
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import SimCluster
+
+Key = tuple[int, int]
+
+
+class Going(Struct):
+    """A run in a host. began: its first request may have left."""
+
+    order: TaskOrder
+    number: int
+    result: TaskResult | None
+    began: bool = False
+
+
+class WorkerNode:
+    """A device: one process after the other with the same name, key and spool."""
+
+    def __init__(self, cluster: SimCluster, name: str, device_id: str, *, has_label: bool) -> None:
+        world = cluster.world
+        self.cluster, self.world = cluster, world
+        self.name = name
+        self.principal = Principal(Role.WORKER, DeviceId(device_id))
+        self.spool: dict[Key, TaskResult] = {}
+        self.is_up = False
+        self.is_gone = False
+        self.has_label = has_label
+        self._skew_ms = 1_000 + world.rng.randrange(1_000_000)
+        drift = world.options.clock_drift_ppm
+        self._drift_ppm = world.rng.randint(-drift, drift)
+        self._boots = 0
+        self._runs = 0
+        self.link: Link | None = None
+        self.boot()
+
+    @property
+    def now_ms(self) -> int:
+        """Its own monotonic clock, a little too fast or slow."""
+        now_ms = self.world.now_ms
+        return self._skew_ms + now_ms + now_ms * self._drift_ppm // 1_000_000
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """A new process; of the former one only the spool is left."""
+        if self.is_gone:
+            return
+        options = self.world.options
+        self._boots += 1
+        self.is_up, self._is_paused = True, False
+        self._going: dict[Key, Going] = {}
+        self._pending: list[WorkerEvent] = []
+        self._due_ms = -1
+        settings = WorkerSettings(
+            device_id=self.principal.device_id,
+            boot_id=f"{self.name}-{self._boots}".encode().ljust(16, b".")[:16],
+            name=self.name,
+            task_types=tuple(TypeOffer(name, pool) for name, pool in POOL_OF.items()),
+            pools=(PoolOffer(Pool.ASYNC, 2 * options.slots), PoolOffer(Pool.SYNC, options.slots)),
+            labels=(LABEL,) if self.has_label else (),
+            heartbeat_interval_ms=options.beat_ms,
+            device_timeout_ms=options.timeout_ms,
+        )
+        rng = Random(f"{self.name} {self._boots}")
+        self.core = WorkerCore(settings, rng, list(self.spool.values()))
+        self.world.note("worker boots", self.name, self._boots)
+        self._connect_later()
+
+    def kill(self, *, down_ms: int | None) -> None:
+        """kill -9 of the whole device; back after down_ms, or never (None)."""
+        if not self.is_up:
+            self.is_gone = self.is_gone or down_ms is None
+            return
+        self.world.note("worker dies", self.name)
+        self.is_up = False
+        self._hosts_die()
+        link, self.link = self.link, None
+        if link is not None:
+            # Whether the closed connection is seen is chance: a host that lost power says nothing.
+            notices = not self.world.roll("half_open", self.world.options.half_open)
+            link.cut(master_notices=notices, peer_notices=False)
+        if down_ms is None:
+            self.is_gone = True
+        else:
+            self.world.at(down_ms, self.boot)
+
+    def pause(self, ms: int) -> None:
+        """SIGSTOP of agent and hosts, and SIGCONT later."""
+        if self.is_up and not self._is_paused:
+            self._is_paused = True
+            self.world.at(ms, self._resume, self._boots)
+
+    def _resume(self, boot: int) -> None:
+        if self.is_up and boot == self._boots:
+            self._is_paused = False
+            self._feed()
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def _connect_later(self) -> None:
+        self.world.at(1 + self.world.rng.randrange(200), self._connect, self._boots)
+
+    def _connect(self, boot: int) -> None:
+        if not self.is_up or boot != self._boots or self.link is not None:
+            return
+        self.link = self.cluster.connect(self)
+        if self.link is None:
+            self._connect_later()
+
+    def linked(self, link: Link) -> None:
+        if link is self.link and self.is_up:
+            self._feed(Connected())
+
+    def unlinked(self, link: Link) -> None:
+        if link is self.link and self.is_up:
+            self.link = None
+            self._feed(Disconnected())
+            self._connect_later()
+
+    def hear(self, link: Link, frame: bytes) -> None:
+        if link is self.link and self.is_up:
+            message = codec.decode_to_worker(frame)
+            self.world.note("worker hears", self.name, type(message).__name__, data=frame)
+            self._feed(FromMaster(message))
+
+    def hear_hint(self, frame: bytes) -> None:
+        if self.is_up:
+            self._feed(FromMaster(codec.decode_hint(frame)))
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        if self.is_up:
+            self._feed(Terminated())
+
+    def _feed(self, *events: WorkerEvent) -> None:
+        if self._is_paused:
+            self._pending += events
+            return
+        if self._pending:
+            events = (*self._pending, *events)
+            self._pending = []
+        self.world.events += len(events) or 1
+        for effect in self.core.handle(self.now_ms, *events):
+            match effect:
+                case SendToMaster(message):
+                    if self.link is not None:
+                        self.link.send_up(codec.encode(message))
+                case RunTasks(orders):
+                    for order in orders:
+                        self._run(order)
+                case KillTask(ref, outcome):
+                    self._kill_run(ref, outcome)
+                case SpoolResults(results):
+                    self.spool |= {(one.task_id, one.attempt): one for one in results}
+                case ForgetResults(refs):
+                    for ref in refs:
+                        self.spool.pop((ref.task_id, ref.attempt))
+                case Reconnect():
+                    self._reconnect()
+                case StopWorker():
+                    self._stopped(effect)
+                    return
+        self._plan()
+
+    def _plan(self) -> None:
+        wait_ms = max(1, self.core.next_ms(self.now_ms) - self.now_ms)
+        due_ms = self.world.now_ms + wait_ms
+        if self._due_ms < self.world.now_ms or due_ms < self._due_ms:
+            self._due_ms = due_ms
+            self.world.at(wait_ms, self._wake, self._boots, due_ms)
+
+    def _wake(self, boot: int, due_ms: int) -> None:
+        if self.is_up and boot == self._boots and due_ms == self._due_ms:
+            self._due_ms = -1
+            self._feed()
+
+    def _reconnect(self) -> None:
+        link, self.link = self.link, None
+        if link is not None:
+            link.cut(peer_notices=False)
+        self._connect_later()
+
+    def _stopped(self, effect: StopWorker) -> None:
+        """The process ended by itself: drained, or a clone that found its twin alive."""
+        self.world.note("worker stops", self.name, effect.text)
+        self.is_up = False
+        self._hosts_die()
+        link, self.link = self.link, None
+        if link is not None:
+            # What it said last is still delivered.
+            self.world.at(50, link.cut)
+        # Somebody starts it again.
+        self.world.at(1_000 + self.world.rng.randrange(4_000), self.boot)
+
+    # --- hosts ----------------------------------------------------------------------------------
+
+    def _run(self, order: TaskOrder) -> None:
+        world, key = self.world, (order.task_id, order.attempt)
+        run = run_of(order, world.options, world.rng, is_faulty=world.is_faulty)
+        self._runs += 1
+        going = self._going[key] = Going(order, self._runs, run.result)
+        self.cluster.oracle.ordered(self.name, order)
+        world.at(run.begins_ms, self._begin, self._boots, going, run.begins_ms, run.runs_ms)
+
+    def _begin(self, boot: int, going: Going, waited_ms: int, runs_ms: int) -> None:
+        if not self._is_current(boot, going):
+            return
+        if self._is_paused:
+            self.world.at(50, self._begin, boot, going, waited_ms + 50, runs_ms)
+            return
+        order = going.order
+        if order.start_within_ms and waited_ms > order.start_within_ms:
+            self._end(going, TaskResult(order.task_id, order.attempt, Outcome.RETURNED))
+            return
+        going.began = True
+        self.cluster.oracle.began(self.name, order)
+        self.world.at(runs_ms, self._finish, boot, going)
+        if order.start_within_ms:
+            self._report(Started((AttemptRef(order.task_id, order.attempt),)))
+
+    def _finish(self, boot: int, going: Going) -> None:
+        if not self._is_current(boot, going):
+            return
+        if self._is_paused:
+            self.world.at(50, self._finish, boot, going)
+        elif going.result is not None:
+            self._end(going, going.result)
+
+    def _kill_run(self, ref: AttemptRef, outcome: Outcome) -> None:
+        """The process is gone a moment later; a run that ends in that moment ends as it does."""
+        going = self._going.get((ref.task_id, ref.attempt))
+        if going is not None:
+            ended = TaskResult(ref.task_id, ref.attempt, outcome)
+            self.world.at(self.world.rng.randrange(20), self._killed, self._boots, going, ended)
+
+    def _killed(self, boot: int, going: Going, ended: TaskResult) -> None:
+        if not self._is_current(boot, going):
+            return
+        if going.order.start_within_ms and not going.began:
+            # As the hosts do: whoever was killed in the act may have begun.
+            self._report(Started((ended_ref(ended),)))
+        self._end(going, ended)
+
+    def _end(self, going: Going, result: TaskResult) -> None:
+        key = (result.task_id, result.attempt)
+        del self._going[key]
+        self.cluster.oracle.ended(self.name, going.order, result, began=going.began)
+        self._report(result)
+
+    def _report(self, report: Started | TaskResult) -> None:
+        self._feed(HostsReported((report,)))
+
+    def _is_current(self, boot: int, going: Going) -> bool:
+        key = (going.order.task_id, going.order.attempt)
+        return self.is_up and boot == self._boots and self._going.get(key) is going
+
+    def _hosts_die(self) -> None:
+        for going in self._going.values():
+            self.cluster.oracle.vanished(self.name, going.order)
+        self._going.clear()
+
+
+def ended_ref(result: TaskResult) -> AttemptRef:
+    return AttemptRef(result.task_id, result.attempt)

@@ -1,0 +1,99 @@
+"""Virtual time, chance, and the count of everything that happens."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from hashlib import blake2b
+from heapq import heappop, heappush
+from random import Random
+from typing import Any, Final
+
+from tests.simulation.options import Options
+
+WALL_AT_ZERO: Final = 1_700_000_000_000
+_TRACED: Final = 60
+
+
+class Violation(AssertionError):
+    """A promise was broken. Its text is the story."""
+
+
+class World:
+    """One run: a heap of things to happen, in order of time and of their making.
+
+    rng draws what the world is like, chance what goes wrong in it. left_out: numbers of faults
+    that are not injected in this run, though chance drew them.
+    """
+
+    def __init__(self, options: Options, left_out: frozenset[int] = frozenset()) -> None:
+        self.options = options
+        self.rng = Random(f"world {options.seed}")
+        self.chance = Random(f"chance {options.seed}")
+        self.now_ms = 0
+        self.wall_step_ms = 0
+        self.is_faulty = True
+        self.events = 0
+        self.faults: Counter[str] = Counter()
+        self.fault_number = 0
+        self.left_out = left_out
+        self.trace: deque[tuple[Any, ...]] = deque(maxlen=_TRACED)
+        self._digest = blake2b(digest_size=16)
+        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._serial = 0
+
+    @property
+    def wall_ms(self) -> int:
+        return WALL_AT_ZERO + self.now_ms + self.wall_step_ms
+
+    @property
+    def digest(self) -> str:
+        """Of everything noted so far: two runs of one seed have the same."""
+        return self._digest.hexdigest()
+
+    def at(self, delay_ms: int, do: Callable[..., object], *args: Any) -> None:
+        """Call do(*args) delay_ms from now."""
+        self._serial += 1
+        heappush(self._heap, (self.now_ms + delay_ms, self._serial, do, args))
+
+    def step(self) -> bool:
+        """The next thing happens. False: nothing ever will."""
+        if not self._heap:
+            return False
+        self.now_ms, _, do, args = heappop(self._heap)
+        do(*args)
+        return True
+
+    def note(self, what: str, *more: Any, data: bytes = b"") -> None:
+        """Part of the trace; data: what was said, for the digest."""
+        self.trace.append((self.now_ms, what, *more))
+        self._digest.update(b"%d %s" % (self.now_ms, what.encode()))
+        self._digest.update(data)
+
+    def fault(self, kind: str) -> bool:
+        """A fault is about to be injected. False: not in this run."""
+        if not self.is_faulty:
+            return False
+        self.fault_number += 1
+        if self.fault_number in self.left_out:
+            return False
+        self.faults[kind] += 1
+        self.note(f"fault {self.fault_number}: {kind}")
+        return True
+
+    def roll(self, kind: str, rate: float) -> bool:
+        """Does this fault happen here? rate: 0..1."""
+        if not rate or not self.is_faulty:
+            return False
+        return self.chance.random() < rate and self.fault(kind)
+
+    def every(self, mean_ms: int, kind: str, do: Callable[[], object]) -> None:
+        """From now on, as long as faults are on, do this now and then; 0: never."""
+        if mean_ms and self.is_faulty:
+            wait_ms = 1 + int(self.chance.expovariate(1 / mean_ms))
+            self.at(wait_ms, self._once, mean_ms, kind, do)
+
+    def _once(self, mean_ms: int, kind: str, do: Callable[[], object]) -> None:
+        if self.fault(kind):
+            do()
+        self.every(mean_ms, kind, do)
