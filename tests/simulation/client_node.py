@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.links import Link
 from tests.simulation.workload import page_spec, plain_specs, rules
+from tests.simulation.world import Alarm
 from zmqcluster import codec
 from zmqcluster.core.client import ClientCore
 from zmqcluster.core.client_events import (
@@ -55,7 +56,7 @@ class ClientNode:
         self.jobs: list[JobId] = []
         self.unanswered: list[ClientMessage] = []
         self._asked: dict[bytes, ClientMessage] = {}
-        self._due_ms = -1
+        self._alarm = Alarm(self.world, self._feed)
         self._connect_later()
         if crawls:
             self._submit_crawl()
@@ -161,16 +162,8 @@ class ClientNode:
 
     def _plan(self) -> None:
         due_ms = self.core.next_ms()
-        now_ms = self.world.now_ms
-        if due_ms is None or (self._due_ms > now_ms and self._due_ms <= due_ms):
-            return
-        self._due_ms = max(due_ms, now_ms + 1)
-        self.world.at(self._due_ms - now_ms, self._wake, self._due_ms)
-
-    def _wake(self, due_ms: int) -> None:
-        if due_ms == self._due_ms:
-            self._due_ms = -1
-            self._feed()
+        if due_ms is not None:
+            self._alarm.set(max(due_ms, self.world.now_ms + 1))
 
     def _on_answer(self, asked: ClientMessage, answer: ToClient) -> None:
         oracle = self.cluster.oracle

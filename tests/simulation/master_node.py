@@ -11,7 +11,7 @@ import msgspec
 from tests.simulation.disk import Disk
 from tests.simulation.links import Link
 from tests.simulation.oracle import Oracle
-from tests.simulation.world import World
+from tests.simulation.world import Alarm, World
 from zmqcluster import codec
 from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Send
 from zmqcluster.core.events import (
@@ -73,10 +73,10 @@ class MasterNode:
         self._links: dict[bytes, Link] = {}
         self._is_committed = False
         self._next_tick_ms = 0
-        self._due_ms = -1
+        self._alarm = Alarm(world, self._turn)
         self.oracle.master_started(self.core.state.epoch)
         world.note("master starts", self.boots)
-        self._turn_at(world.now_ms)
+        self._alarm.hurry(world.now_ms)
 
     def crash(self) -> None:
         """kill -9: what is not on the disk never was."""
@@ -84,7 +84,7 @@ class MasterNode:
             return
         world = self.world
         world.note("master dies")
-        self.is_up = False
+        self.is_up, self._alarm.is_off = False, True
         links, self._links = self._links, {}
         for link in links.values():
             link.cut(master_notices=False)
@@ -100,8 +100,7 @@ class MasterNode:
     def _resume(self, boot: int) -> None:
         if self.is_up and boot == self.boots:
             self._is_paused = False
-            self._due_ms = -1
-            self._turn_at(self.world.now_ms)
+            self._alarm.hurry(self.world.now_ms)
 
     def explain(self, task_id: TaskId) -> str:
         """The master's own words about a task; for stories of runs that do not come to rest."""
@@ -124,27 +123,20 @@ class MasterNode:
     def closed(self, link: Link) -> None:
         if self.is_up and self._links.pop(link.name, None) is not None:
             self._lost.append(link.name)
-            self._turn_at(self.world.now_ms)
+            self._alarm.hurry(self.world.now_ms)
 
     def frame(self, link: Link, frame: bytes) -> None:
         if self.is_up and link.name in self._links:
             self._inbox.append((link, frame))
-            self._turn_at(self.world.now_ms)
+            self._alarm.hurry(self.world.now_ms)
 
     # --- the loop -------------------------------------------------------------------------------
 
-    def _turn_at(self, at_ms: int) -> None:
-        if self._is_paused or (self._due_ms >= 0 and self._due_ms <= at_ms):
-            return
-        self._due_ms = at_ms
-        self.world.at(max(0, at_ms - self.world.now_ms), self._turn, self.boots, at_ms)
-
-    def _turn(self, boot: int, at_ms: int) -> None:
+    def _turn(self) -> None:
         """As MasterRuntime._turn, without a poller."""
-        if boot != self.boots or not self.is_up or self._is_paused or self._due_ms != at_ms:
+        if not self.is_up or self._is_paused:
             return
         world, core, pipeline = self.world, self.core, self._pipeline
-        self._due_ms = -1
         events: list[Event] = []
         if world.now_ms >= self._next_tick_ms:
             self._next_tick_ms = world.now_ms + TICK_MS
@@ -178,13 +170,13 @@ class MasterNode:
     def _plan(self) -> None:
         """When to turn next."""
         if self._answers or self._inbox or self._lost:
-            self._turn_at(self.world.now_ms)
+            self._alarm.hurry(self.world.now_ms)
             return
         wake_ms = self.core.next_wake_ms()
         due_ms = self._next_tick_ms
         if wake_ms is not None:
             due_ms = min(due_ms, wake_ms - self._offset_ms)
-        self._turn_at(max(due_ms, self.world.now_ms + 1))
+        self._alarm.hurry(max(due_ms, self.world.now_ms + 1))
 
     def _receive(self, events: list[Event], link: Link, frame: bytes) -> None:
         principal = link.peer.principal
@@ -230,7 +222,7 @@ class MasterNode:
     def _hear_commit(self, boot: int) -> None:
         if boot == self.boots and self.is_up:
             self._is_committed = True
-            self._turn_at(self.world.now_ms)
+            self._alarm.hurry(self.world.now_ms)
 
     def _release(self) -> bool:
         """Do what is on disk. False: a crash in the middle left the rest undone."""

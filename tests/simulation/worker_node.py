@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from tests.simulation.links import Link
 from tests.simulation.workload import LABEL, POOL_OF, run_of
+from tests.simulation.world import Alarm
 from zmqcluster import codec
 from zmqcluster.core.events import Principal
 from zmqcluster.core.worker import WorkerCore
@@ -90,7 +91,7 @@ class WorkerNode:
         self.is_up, self._is_paused = True, False
         self._going: dict[Key, Going] = {}
         self._pending: list[WorkerEvent] = []
-        self._due_ms = -1
+        self._alarm = Alarm(self.world, self._feed)
         settings = WorkerSettings(
             device_id=self.principal.device_id,
             boot_id=f"{self.name}-{self._boots}".encode().ljust(16, b".")[:16],
@@ -112,7 +113,7 @@ class WorkerNode:
             self.is_gone = self.is_gone or down_ms is None
             return
         self.world.note("worker dies", self.name)
-        self.is_up = False
+        self.is_up, self._alarm.is_off = False, True
         self._hosts_die()
         link, self.link = self.link, None
         if link is not None:
@@ -204,16 +205,9 @@ class WorkerNode:
         self._plan()
 
     def _plan(self) -> None:
-        wait_ms = max(1, self.core.next_ms(self.now_ms) - self.now_ms)
-        due_ms = self.world.now_ms + wait_ms
-        if self._due_ms < self.world.now_ms or due_ms < self._due_ms:
-            self._due_ms = due_ms
-            self.world.at(wait_ms, self._wake, self._boots, due_ms)
-
-    def _wake(self, boot: int, due_ms: int) -> None:
-        if self.is_up and boot == self._boots and due_ms == self._due_ms:
-            self._due_ms = -1
-            self._feed()
+        now_ms = self.now_ms
+        wait_ms = max(1, self.core.next_ms(now_ms) - now_ms)
+        self._alarm.set(self.world.now_ms + wait_ms)
 
     def _reconnect(self) -> None:
         link, self.link = self.link, None
@@ -224,7 +218,7 @@ class WorkerNode:
     def _stopped(self, effect: StopWorker) -> None:
         """The process ended by itself: drained, or a clone that found its twin alive."""
         self.world.note("worker stops", self.name, effect.text)
-        self.is_up = False
+        self.is_up, self._alarm.is_off = False, True
         self._hosts_die()
         link, self.link = self.link, None
         if link is not None:

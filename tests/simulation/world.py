@@ -12,7 +12,43 @@ from typing import Any, Final
 from tests.simulation.options import Options
 
 WALL_AT_ZERO: Final = 1_700_000_000_000
+NEVER: Final = 1 << 60
 _TRACED: Final = 60
+
+
+class Alarm:
+    """Wakes its owner at the earliest moment asked for since it last did. Costs few steps: a later
+    wish waits for the earlier alarm, which then is set anew."""
+
+    __slots__ = ("_armed_ms", "_due_ms", "_wake", "_world", "is_off")
+
+    def __init__(self, world: World, wake: Callable[[], object]) -> None:
+        self.is_off = False
+        self._world = world
+        self._wake = wake
+        self._due_ms = self._armed_ms = NEVER
+
+    def set(self, due_ms: int) -> None:
+        """Wake at due_ms, whatever was wished before."""
+        self._due_ms = due_ms
+        if due_ms < self._armed_ms:
+            self._armed_ms = due_ms
+            self._world.at(due_ms - self._world.now_ms, self._fire, due_ms)
+
+    def hurry(self, due_ms: int) -> None:
+        """Wake at due_ms at the latest."""
+        if due_ms < self._due_ms:
+            self.set(due_ms)
+
+    def _fire(self, armed_ms: int) -> None:
+        if armed_ms != self._armed_ms or self.is_off:
+            return
+        self._armed_ms = NEVER
+        due_ms, self._due_ms = self._due_ms, NEVER
+        if due_ms <= armed_ms:
+            self._wake()
+        elif due_ms < NEVER:
+            self.set(due_ms)
 
 
 class Violation(AssertionError):
