@@ -1,0 +1,186 @@
+"""A cluster under load, everything that is seen of it, and the judgement at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Final, Self
+
+from tests.support.cluster import Cluster, trace_lines, wait_until
+from tests.support.history import (
+    Answer,
+    Cancel,
+    FinalTask,
+    History,
+    Start,
+    Submission,
+    problems,
+)
+from tests.support.history import (
+    Final as FinalState,
+)
+from zmqcluster.client import DistributionClient, task
+from zmqcluster.errors import MasterUnreachable, RequestRefused
+from zmqcluster.messages import TaskSpec
+
+# A load that keeps everything busy and leaves the machine room for the fault.
+BATCH: Final = 5
+PAUSE_S: Final = 0.05
+REST_S: Final = 60.0
+
+
+class Load:
+    """A program that submits, and now and then cancels, until it is told to stop.
+
+    Everything it asks is noted with what became of it, before and after each answer.
+    """
+
+    def __init__(self, cluster: Cluster, trace: Path, seed: int) -> None:
+        self.submissions: list[Submission] = []
+        self.cancels: list[Cancel] = []
+        self._cluster = cluster
+        self._trace = trace
+        self._rng = Random(seed)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="load")
+        self._thread.start()
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(len(one.task_ids) for one in self.submissions)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._cluster.ask(self._submit)
+
+    async def _submit(self, client: DistributionClient) -> None:
+        while not self._stop.is_set():
+            specs = [self._spec() for _ in range(BATCH)]
+            keys = tuple(one.unique_key for one in specs)
+            try:
+                answer = await client.submit_many(specs, watch=False)
+            except RequestRefused:
+                self.submissions.append(Submission(Answer.FAIL, keys))
+            except MasterUnreachable:
+                self.submissions.append(Submission(Answer.UNKNOWN, keys))
+            else:
+                self.submissions.append(Submission(Answer.OK, keys, answer.task_ids, answer.job_id))
+                await self._cancel_one(client, answer.task_ids)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _cancel_one(self, client: DistributionClient, task_ids: tuple[int, ...]) -> None:
+        if self._rng.random() < 0.1:
+            chosen = self._rng.choice(task_ids)
+            try:
+                changed = await client.cancel([chosen])
+            except (MasterUnreachable, RequestRefused):
+                self.cancels.append(Cancel(Answer.UNKNOWN, (chosen,)))
+            else:
+                self.cancels.append(Cancel(Answer.OK, changed.task_ids))
+
+    def _spec(self) -> TaskSpec:
+        rng = self._rng
+        kind = rng.choices(["trace", "trace_sync"], [8, 2])[0]
+        seconds = rng.choice([0.0, 0.0, 0.01, 0.1, 0.5])
+        return task(
+            kind,
+            {"path": str(self._trace), "seconds": seconds},
+            max_retry_count=20,
+            unique_key=f"k{rng.randrange(500)}" if rng.random() < 0.2 else "",
+        )
+
+
+class Rig:
+    """Make one with `rig(folder)`; a fault starts what it wants, breaks it, and leaves the rest.
+
+    config: of master and workers alike; short beats, so that silence is noticed in seconds.
+    """
+
+    def __init__(self, folder: Path, seed: int = 1, **config: object) -> None:
+        self.folder = folder
+        self.trace = folder / "trace"
+        self.cluster = Cluster(
+            folder, **{"heartbeat_interval": 1.0, "device_timeout": 3.0, **config}
+        )
+        self.seed = seed
+        self.loads: list[Load] = []
+        self.extra = History()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for load in self.loads:
+            load.stop()
+        self.cluster.close()
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[Load]:
+        """A load that runs while the block does."""
+        load = Load(self.cluster, self.trace, self.seed + len(self.loads))
+        self.loads.append(load)
+        try:
+            yield load
+        finally:
+            load.stop()
+
+    def flows(self, load: Load, tasks: int = 50) -> None:
+        """Until so many more tasks are acknowledged."""
+        wanted = load.acknowledged + tasks
+        wait_until(lambda: load.acknowledged >= wanted, f"{tasks} more tasks acknowledged", REST_S)
+
+    def rests(self) -> None:
+        """Until nothing is open any more."""
+        is_open = "SELECT count(*) FROM tasks WHERE state IN ('pending', 'assigned', 'running')"
+        wait_until(lambda: self.cluster.rows(is_open)[0][0] == 0, "all tasks have ended", REST_S)
+
+    def history(self) -> History:
+        """All that was seen from outside."""
+        return History(
+            submissions=[
+                *self.extra.submissions, *(one for load in self.loads for one in load.submissions)
+            ],
+            cancels=[*self.extra.cancels, *(one for load in self.loads for one in load.cancels)],
+            starts=[
+                Start(int(words[1]), int(words[2]), words[3])
+                for words in trace_lines(self.trace, "start")
+            ],
+            arrivals=self.extra.arrivals,
+        )  # fmt: skip
+
+    def final(self) -> FinalState:
+        """What is on disk."""
+        rows = self.cluster.rows
+        return FinalState(
+            tasks={
+                row[0]: FinalTask(*row[1:])
+                for row in rows(
+                    "SELECT task_id, state, attempt, job_id, parent_id, unique_key FROM tasks"
+                )
+            },
+            attempts={
+                (task_id, attempt): outcome
+                for task_id, attempt, outcome in rows(
+                    "SELECT task_id, attempt, outcome FROM task_assignments"
+                )
+            },
+        )
+
+    def judge(self, delays_ms: dict[str, float] | None = None) -> None:
+        """Wait for rest, and hold what was seen against what is kept."""
+        self.rests()
+        found = problems(self.history(), self.final(), delays_ms=delays_ms)
+        assert not found, "\n".join(found[:20])
