@@ -183,6 +183,8 @@ class ClientCore:
         *,
         is_ours: bool = False,
     ) -> None:
+        if isinstance(message, Watch):
+            self._watched.update(dict.fromkeys(map(TaskId, message.task_ids)))
         question = _Question(message, now_ms, is_ours=is_ours)
         self._asked[message.request_id] = question
         self._put(now_ms, question, effects)
@@ -220,7 +222,6 @@ class ClientCore:
 
     def _watch(self, now_ms: int, task_ids: Iterable[TaskId], effects: list[ClientEffect]) -> None:
         wanted = list(task_ids)
-        self._watched.update(dict.fromkeys(wanted))
         for start in range(0, len(wanted), SUBMIT_TASKS_MAX):
             portion = tuple(wanted[start : start + SUBMIT_TASKS_MAX])
             self._ask(now_ms, Watch(self.new_request_id(), portion), effects, is_ours=True)
