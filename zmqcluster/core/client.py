@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from random import Random
 from typing import Final, assert_never
@@ -29,7 +30,6 @@ from zmqcluster.messages import (
     Finished,
     Submit,
     Submitted,
-    TaskEnd,
     ToClient,
     Watch,
 )
@@ -49,7 +49,7 @@ class _Question(Struct):
 
     message: ClientMessage
     asked_ms: int
-    sent_ms: int = 0
+    again_ms: int = 0
     times: int = 0
     is_ours: bool = False
 
@@ -64,10 +64,12 @@ class ClientCore:
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self._asked: dict[bytes, _Question] = {}
+        # When to ask which one again, in order of time; what was answered since is skipped.
+        self._repeats: deque[tuple[int, bytes]] = deque()
         # Open tasks the master tells us of, and those somebody waits for.
         self._watched: dict[TaskId, None] = {}
         self._awaited: dict[TaskId, None] = {}
-        self._ended: dict[TaskId, TaskEnd] = {}
+        self._ended: dict[TaskId, None] = {}
         self._was_down = False
         self._patience_ms = WATCH_AGAIN_MS
         self._heard_ms = 0
@@ -90,9 +92,9 @@ class ClientCore:
 
     def next_ms(self) -> int | None:
         """When handle() wants to be called again though nothing happens; None: never."""
-        dues = [one.sent_ms + ASK_AGAIN_MS for one in self._asked.values()]
-        if self._awaited:
-            dues.append(self._heard_ms + self._patience_ms)
+        dues = [self._heard_ms + self._patience_ms] if self._awaited else []
+        if self._asked:
+            dues.append(self._repeats[0][0])
         return min(dues, default=None)
 
     # --- taking in ------------------------------------------------------------------------------
@@ -133,14 +135,16 @@ class ClientCore:
             return
         question = self._asked.get(message.request_id)
         # Submit with watch: an end may come under the same id; only Submitted answers it.
-        is_early = isinstance(message, Finished) and question and _is_submit(question)
-        if question is None or is_early:
-            if isinstance(message, Finished):
-                self._take_ends(now_ms, message, effects)
+        is_early = question is not None and isinstance(question.message, Submit)
+        if isinstance(message, Finished):
+            self._take_ends(now_ms, message, effects, has_news=is_early)
+            if is_early:
+                return
+        if question is None:
             return
         del self._asked[message.request_id]
-        if isinstance(message, Finished):
-            self._take_ends(now_ms, message, effects)
+        if not self._asked:
+            self._repeats.clear()
         if isinstance(message, Submitted):
             self._watch_submitted(question, message)
         if not question.is_ours:
@@ -157,20 +161,20 @@ class ClientCore:
             if task_id not in existing and task_id not in self._ended:
                 self._watched[task_id] = None
 
-    def _take_ends(self, now_ms: int, message: Finished, effects: list[ClientEffect]) -> None:
+    def _take_ends(
+        self, now_ms: int, message: Finished, effects: list[ClientEffect], *, has_news: bool
+    ) -> None:
+        """Tell each end once. has_news: these may be tasks whose receipt is still on its way."""
         if message.ends:
             self._heard_ms, self._patience_ms = now_ms, WATCH_AGAIN_MS
         for end in message.ends:
             task_id = TaskId(end.task_id)
-            if not end.state.is_terminal:
-                # The master watches too many: it is asked for this one now and then.
-                self._watched.pop(task_id, None)
-                continue
-            is_news = self._ended.get(task_id) is None
+            is_wanted = has_news or task_id in self._watched or task_id in self._awaited
             self._watched.pop(task_id, None)
-            self._awaited.pop(task_id, None)
-            self._ended[task_id] = end
-            if is_news:
+            # Not ended: the master watches too many tasks, and is asked for this one again later.
+            if is_wanted and end.state.is_terminal and task_id not in self._ended:
+                self._awaited.pop(task_id, None)
+                self._ended[task_id] = None
                 effects.append(Ended(end))
 
     # --- deciding -------------------------------------------------------------------------------
@@ -191,18 +195,24 @@ class ClientCore:
 
     def _put(self, now_ms: int, question: _Question, effects: list[ClientEffect]) -> None:
         question.times += 1
-        question.sent_ms = now_ms
+        question.again_ms = now_ms + ASK_AGAIN_MS
+        self._repeats.append((question.again_ms, question.message.request_id))
         effects.append(SendToMaster(question.message))
 
     def _repeat(self, now_ms: int, effects: list[ClientEffect]) -> None:
         """Frames may be lost, requests never: ask again now and then."""
-        for request_id, question in list(self._asked.items()):
-            if now_ms - question.asked_ms >= ANSWER_MS:
-                del self._asked[request_id]
-                if not question.is_ours:
-                    effects.append(Unanswered(request_id))
-            elif now_ms - question.sent_ms >= ASK_AGAIN_MS:
+        repeats = self._repeats
+        while repeats and repeats[0][0] <= now_ms:
+            due_ms, request_id = repeats.popleft()
+            question = self._asked.get(request_id)
+            if question is None or question.again_ms != due_ms:
+                continue
+            if now_ms - question.asked_ms < ANSWER_MS:
                 self._put(now_ms, question, effects)
+                continue
+            del self._asked[request_id]
+            if not question.is_ours:
+                effects.append(Unanswered(request_id))
 
     def _await(self, now_ms: int, task_ids: Iterable[TaskId], effects: list[ClientEffect]) -> None:
         if not self._awaited:
@@ -225,7 +235,3 @@ class ClientCore:
         for start in range(0, len(wanted), SUBMIT_TASKS_MAX):
             portion = tuple(wanted[start : start + SUBMIT_TASKS_MAX])
             self._ask(now_ms, Watch(self.new_request_id(), portion), effects, is_ours=True)
-
-
-def _is_submit(question: _Question) -> bool:
-    return isinstance(question.message, Submit)
