@@ -53,11 +53,15 @@ class PeerLost(Struct, frozen=True):
     peer: Peer
 
 
-class FrameRefused(Struct, frozen=True):
-    """A peer sent something that is no message; counted, and named in an event now and then."""
+class TurnedAway(Struct, frozen=True):
+    """The loop refused or dropped something before it was a message for the core.
 
-    principal: Principal
-    reason: str
+    kind: the event and counter to be. device_id: whose it was; "" for a client, or a stranger.
+    """
+
+    kind: str
+    device_id: str
+    detail: str
 
 
 class FramesDropped(Struct, frozen=True):
@@ -133,7 +137,7 @@ class LaneKey(Struct, frozen=True, order=True):
 Event = (
     MessageReceived
     | PeerLost
-    | FrameRefused
+    | TurnedAway
     | FramesDropped
     | BacklogLoaded
     | LanesListed

@@ -327,5 +327,5 @@ def _job_for(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> J
 def _refuse(
     state: MasterState, peer: Peer, request_id: bytes, code: RefusalCode, problem: str
 ) -> None:
-    state.count("requests_refused")
+    state.event_of_peer("request_refused", device_id="", detail=f"{code}: {problem}")
     state.send(peer, Refused(request_id, code, problem))

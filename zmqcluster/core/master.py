@@ -17,7 +17,6 @@ from zmqcluster.core.events import (
     DelayedLoaded,
     Event,
     Facts,
-    FrameRefused,
     FramesDropped,
     LanesListed,
     MessageReceived,
@@ -26,6 +25,7 @@ from zmqcluster.core.events import (
     PeerLost,
     Principal,
     Tick,
+    TurnedAway,
 )
 from zmqcluster.core.fleet import Device
 from zmqcluster.core.intake import unique_hash
@@ -178,10 +178,8 @@ class MasterCore:
             case PeerLost():
                 sessions.on_peer_lost(self._state, event.peer)
                 watching.forget_watcher(self._state, event.peer)
-            case FrameRefused():
-                self._state.event_of_peer(
-                    "frame_refused", device_id=event.principal.device_id, detail=event.reason
-                )
+            case TurnedAway(kind, device_id, detail):
+                self._state.event_of_peer(kind, device_id=device_id, detail=detail)
             case FramesDropped():
                 slow = self._state.fleet.by_peer.get(event.peer)
                 self._state.event(

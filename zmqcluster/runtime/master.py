@@ -30,12 +30,12 @@ from zmqcluster.core.effects import (
 from zmqcluster.core.events import (
     Committed,
     Event,
-    FrameRefused,
     FramesDropped,
     MessageReceived,
     PeerLost,
     Principal,
     Tick,
+    TurnedAway,
 )
 from zmqcluster.core.master import MasterCore
 from zmqcluster.errors import (
@@ -67,8 +67,12 @@ TICK_MS: Final = 500
 TICK_MS_MIN: Final = 50
 # Frames a peer that does not read may have waiting here, besides its socket's own queue.
 BACKED_UP_FRAMES_MAX: Final = 256
-# Refused frames of authenticated peers become events at this rate; all are counted.
-FRAME_EVENTS_PER_TICK: Final = 5
+# What the sockets turn away by themselves: the counter there, the event it becomes each tick.
+_TURNED_AWAY: Final = {
+    "handshakes_denied": "handshake_denied",
+    "dropped_unknown_key": "frame_of_revoked_key",
+    "dropped_shape": "frame_of_no_shape",
+}
 
 Check = Callable[[str, bytes], None]
 _LOCAL_CLIENT: Final = Principal(Role.CLIENT)
@@ -117,8 +121,8 @@ class MasterRuntime:
         self._too_slow: set[bytes] = set()
         self._dropped_frames = 0
         self._next_tick_ms = 0
-        self._frame_events = 0
-        self._refused_frames = 0
+        # What the sockets counted until now: our own knocks at the start.
+        self._turned_away = self._count_turned_away()
         self._is_stopping = False
         self._poller = zmq.Poller()
         self._poller.register(self._doorbell.fileno(), zmq.POLLIN)
@@ -145,7 +149,6 @@ class MasterRuntime:
         sockets = self._sockets.counters
         for name in sockets.__struct_fields__:
             counts[f"socket_{name}"] = getattr(sockets, name)
-        counts["frames_refused"] = self._refused_frames
         counts["frames_dropped"] = self._dropped_frames
         return counts
 
@@ -187,8 +190,8 @@ class MasterRuntime:
         events: list[Event] = []
         if now_ms >= self._next_tick_ms:
             self._next_tick_ms = now_ms + self._tick_ms
-            self._frame_events = 0
             events.append(Tick(self._clock.wall_ms()))
+            events += self._newly_turned_away()
         is_committed = self._journal.take_done()
         if is_committed:
             self._release(self._committing_turn)
@@ -231,18 +234,29 @@ class MasterRuntime:
         try:
             message = codec.decode_inbound(principal.role, frame)
         except RemoteProtocolError as error:
-            self._refused_frames += 1
-            self._frame_events += 1
-            if self._frame_events <= FRAME_EVENTS_PER_TICK:
-                events.append(FrameRefused(principal, str(error)))
+            events.append(TurnedAway("frame_refused", principal.device_id, str(error)))
             return
         if isinstance(message, Submit):
             refused = self._refusal(message)
             if refused is not None:
                 self._send(peer, refused)
+                # Not the problem itself, which may quote what somebody wanted to be kept secret.
+                events.append(TurnedAway("request_refused", "", str(refused.code)))
                 return
         facts = self._lookups.facts_for(message)
         events.append(MessageReceived(peer, principal, message, facts))
+
+    def _count_turned_away(self) -> dict[str, int]:
+        return {name: getattr(self._sockets.counters, name) for name in _TURNED_AWAY}
+
+    def _newly_turned_away(self) -> list[Event]:
+        """What the sockets turned away since the last tick, one event a kind."""
+        before, self._turned_away = self._turned_away, self._count_turned_away()
+        return [
+            TurnedAway(_TURNED_AWAY[name], "", f"{count - before[name]} since the last tick")
+            for name, count in self._turned_away.items()
+            if count > before[name]
+        ]
 
     def _refusal(self, message: Submit) -> Refused | None:
         for index, spec in enumerate(message.tasks):
