@@ -13,8 +13,10 @@ from zmqcluster.core.state import PEER_EVENTS_A_SECOND
 from zmqcluster.messages import (
     AttemptRef,
     CancelTasks,
+    Capabilities,
     Changed,
     HeartbeatAck,
+    Hello,
     Results,
     RetryTasks,
     Submit,
@@ -23,7 +25,7 @@ from zmqcluster.messages import (
     TaskSpec,
     Welcome,
 )
-from zmqcluster.model import JobId, JobState, Outcome, TaskId, TaskState
+from zmqcluster.model import PROTOCOL_VERSION, JobId, JobState, Outcome, TaskId, TaskState
 
 
 @pytest.fixture
@@ -284,6 +286,19 @@ def test_one_devices_mistakes_cost_a_bounded_number_of_rows(master: MasterBench)
 
     assert master.event_kinds().count("result_fenced") == PEER_EVENTS_A_SECOND
     assert master.core.state.counters["result_fenced"] == 199
+
+
+def test_one_key_under_many_names_costs_no_more_rows_than_under_one(master: MasterBench) -> None:
+    master.device("d1")
+
+    for index in range(200):
+        name = f"other-{index}"
+        hello = Hello(PROTOCOL_VERSION, name, bytes(16), name, Capabilities(), (), (), (), credit=1)
+        master.hears("d1", hello)
+
+    assert master.event_kinds().count("hello_refused") == PEER_EVENTS_A_SECOND
+    assert master.core.state.counters["hello_refused"] == 200
+    master.forget()
 
 
 def test_completed_task_does_not_show_what_went_wrong_before(master: MasterBench) -> None:

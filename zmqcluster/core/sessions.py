@@ -59,6 +59,7 @@ def on_hello(
     refusal = _hello_refusal(state, peer, principal, message)
     if refusal is not None:
         code, problem = refusal
+        # Under the name of its key: what it calls itself may be another one each time.
         state.event_of_peer("hello_refused", device_id=principal.device_id, detail=problem)
         state.send(peer, Refused(b"", code, problem))
         return
