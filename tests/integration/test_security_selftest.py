@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import zmq
 
+from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import StartError
+from zmqcluster.model import SchedulerMode
 from zmqcluster.runtime import socket_options, transport
 from zmqcluster.runtime.clock import ManualClock, SystemClock
 from zmqcluster.runtime.transport import MasterSockets
 from zmqcluster.security.keys import KeyPair, new_key_pair
 from zmqcluster.security.selftest import check_doors
 from zmqcluster.security.zap import Allowlist, ZapHandler
+from zmqcluster.services.master_node import MasterNode
 
 KEYS = new_key_pair()
 CLOCK = SystemClock()
@@ -111,3 +115,16 @@ def test_knocks_behind_a_crowd_are_waited_for(sockets: MasterSockets) -> None:
     ports = sockets.dispatch_port, sockets.control_port
 
     check_doors(HOST, *ports, KEYS.public, serve_door, CLOCK.monotonic_ms)
+
+
+def test_master_tries_its_locks_before_it_serves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lax(self: ZapHandler, frames: list[bytes]) -> list[bytes]:
+        return [b"1.0", frames[1], b"200", b"OK", b"anybody", b""]
+
+    monkeypatch.setattr(ZapHandler, "answer", lax)
+    config = ClusterConfig(mode=SchedulerMode.MASTER, master_port=0, data_dir=str(tmp_path))
+
+    with pytest.raises(StartError, match="was let in"):
+        MasterNode(config, SystemClock()).open()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships none
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -186,6 +187,14 @@ def test_text_that_is_not_utf8_is_refused() -> None:
     frame = msgpack.packb(["goodbye", "xx"]).replace(b"xx", b"\xff\xfe")
 
     refused(Role.WORKER, frame)
+
+
+def test_a_type_that_nests_would_be_no_way_out_either() -> None:
+    # Nothing on the wire nests without end today; the day something does, this must hold.
+    nesting = msgspec.msgpack.Decoder(Any)
+
+    with pytest.raises(RemoteProtocolError):
+        codec._decode(nesting, b"\x91" * 100_000)
 
 
 def test_lone_surrogates_are_refused() -> None:
