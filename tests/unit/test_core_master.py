@@ -210,6 +210,30 @@ def test_completion_after_an_acknowledged_cancel_is_not_completed(master: Master
     assert master.task(task_id).result == b""
 
 
+@pytest.mark.parametrize("outcome", [one for one in Outcome if one is not Outcome.COMPLETED])
+def test_however_a_cancelled_attempt_ends_no_other_one_starts(
+    master: MasterBench, outcome: Outcome
+) -> None:
+    master.device("d1")
+    master.device("d2", types=("other",))
+    [task_id] = master.submit().task_ids
+    order = one_order(master, "d1")
+    master.changes(CancelTasks(b"c", (task_id,)))
+
+    match outcome:
+        case Outcome.DEVICE_LOST:
+            master.loses("d1")
+        case Outcome.DISPATCH_LOST:
+            master.device("d1")
+        case _:
+            master.ends("d1", order, outcome, error="boom", retry_after_ms=1)
+    master.device("d2")
+    master.advance(60_000)
+
+    assert master.state(task_id) is TaskState.CANCELLED
+    assert master.orders("d2") == []
+
+
 def test_cancel_survives_a_restart(master: MasterBench) -> None:
     master.device("d1")
     [task_id] = master.submit().task_ids
