@@ -402,3 +402,19 @@ def test_our_own_pause_kills_nobody(master: MasterBench) -> None:
     master.jump(60_000)
 
     assert "device_lost" not in master.event_kinds()
+
+
+def test_what_was_sent_before_our_own_pause_is_not_taken_for_lost(master: MasterBench) -> None:
+    master.device("d1")
+    master.submit()
+    assert one_order(master, "d1").attempt == 1
+
+    # The beat waited in our queue, and the order in our socket.
+    master.jump(2 * BEAT_MS)
+    master.beat("d1", assign_seq=0)
+    assert "task_dispatch_lost" not in master.event_kinds()
+    for _ in range(2):
+        master.advance(BEAT_MS)
+        master.beat("d1", assign_seq=0)
+
+    assert one_order(master, "d1").attempt == 2

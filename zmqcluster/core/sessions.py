@@ -161,9 +161,14 @@ def on_lease_over(state: MasterState, dispatcher: TaskDispatcher, device_id: Dev
 
 
 def forgive_silence(state: MasterState) -> None:
-    """We were not listening: every lease starts anew, so that our pause kills nobody."""
+    """We were not listening: every lease starts anew, so that our pause kills nobody.
+
+    Nor were we sending: an order of the moment before may only now be on its way.
+    """
     for device in state.fleet.online():
         device.heard_ms = state.now_ms
+    for flight in state.flights.values():
+        flight.sent_ms = state.now_ms
     state.event("loop_stalled", detail="leases restarted")
 
 
