@@ -226,8 +226,9 @@ AWAY = MasterUnreachable("away")
 
 
 def test_a_master_that_is_restarted_is_waited_for() -> None:
-    busy = RequestRefused("stopping", "I stop.")
-    script = Script(job_view(3), AWAY, AWAY, busy, job_view(3, "finished", completed=1))
+    stopping = RequestRefused("stopping", "I stop.")
+    late = RequestRefused("timeout", "The master did not answer in time.")
+    script = Script(job_view(3), AWAY, stopping, late, job_view(3, "finished", completed=1))
     looks: list[JobView] = []
 
     view = script.follower.job(3, lambda now_s, view: looks.append(view))

@@ -27,8 +27,8 @@ CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 TOKEN_CHARS_MAX: Final = 1024
-# Answers that say "not now": a caller that waits anyway may ask again.
-NOT_NOW: Final = frozenset({RefusalCode.BUSY, RefusalCode.STOPPING, "unavailable"})
+# Answers that say "not now": a caller that only reads, and waits anyway, may ask again.
+NOT_NOW: Final = frozenset({RefusalCode.BUSY, RefusalCode.STOPPING, "unavailable", "timeout"})
 
 
 class Api:
