@@ -43,7 +43,7 @@ class Disk:
         self.may_write.set()
         self.trouble: StorageError | None = None
 
-    def apply(self, changes: Changes) -> int:
+    def apply(self, changes: Changes) -> bool:
         self.writing.set()
         assert self.may_write.wait(DEADLINE_S)
         if self.trouble is not None:

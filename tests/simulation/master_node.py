@@ -17,11 +17,11 @@ from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Se
 from zmqcluster.core.events import (
     Committed,
     Event,
-    FrameRefused,
     MessageReceived,
     PeerLost,
     Principal,
     Tick,
+    TurnedAway,
 )
 from zmqcluster.core.master import MasterCore
 from zmqcluster.core.pipeline import Pipeline
@@ -183,7 +183,7 @@ class MasterNode:
         try:
             message = codec.decode_inbound(principal.role, frame)
         except RemoteProtocolError as error:
-            events.append(FrameRefused(principal, str(error)))
+            events.append(TurnedAway("frame_refused", principal.device_id, str(error)))
             return
         self.world.note("master hears", link.name, type(message).__name__, data=frame)
         facts = self.disk.facts(self.core.wants(message))

@@ -208,6 +208,17 @@ def test_the_same_process_may_say_hello_again_and_keeps_what_it_lists(
     assert master.event_kinds().count("device_lost") == 0
 
 
+def test_a_hello_may_offer_another_pool_than_before(master: MasterBench) -> None:
+    master.device("d1", pool=Pool.SYNC)
+    master.submit()
+    assert len(master.orders("d1")) == 1
+    master.loses("d1")
+
+    master.device("d1", pool=Pool.ASYNC, reboot=True)
+
+    assert [one.attempt for one in master.orders("d1")] == [2]
+
+
 def test_an_assign_that_crossed_a_hello_is_handed_out_anew(master: MasterBench) -> None:
     master.device("d1")
     [task_id] = master.submit().task_ids

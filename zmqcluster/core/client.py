@@ -156,9 +156,9 @@ class ClientCore:
         asked = question.message
         if not isinstance(asked, Submit) or not asked.watch or question.times > 1:
             return
-        existing = {answer.task_ids[index] for index in answer.existing}
-        for task_id in map(TaskId, answer.task_ids):
-            if task_id not in existing and task_id not in self._ended:
+        existing = dict.fromkeys(answer.existing)
+        for index, task_id in enumerate(map(TaskId, answer.task_ids)):
+            if index not in existing and task_id not in self._ended:
                 self._watched[task_id] = None
 
     def _take_ends(

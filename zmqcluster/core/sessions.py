@@ -379,6 +379,8 @@ def _device_for(state: MasterState, message: Hello) -> Device:
 
 
 def _open_session(state: MasterState, device: Device, peer: Peer, message: Hello) -> None:
+    # Its seats are of what it offered before; it is seated anew once both sides agree.
+    state.fleet.leave(device)
     state.fleet.by_peer.pop(device.peer, None)
     state.timers.cancel(f"gone {device.device_id}")
     former = device.row
