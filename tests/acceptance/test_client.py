@@ -9,8 +9,9 @@ import pytest
 
 from tests.support.cluster import Cluster, wait_until
 from zmqcluster.client import DistributionClient, task, unpack
+from zmqcluster.core.client_events import ClientEvent, FromMaster
 from zmqcluster.errors import RequestRefused, StartError
-from zmqcluster.messages import TaskEnd
+from zmqcluster.messages import Finished, TaskEnd
 from zmqcluster.model import DeviceState, TaskId, TaskState
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]
@@ -146,18 +147,25 @@ def test_wait_after_a_retry_waits_for_the_new_end(make_cluster: Make) -> None:
 def test_end_that_got_lost_on_its_way_is_asked_for(
     make_cluster: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zmqcluster.client.distribution.WATCH_AGAIN_S", 0.5)
+    monkeypatch.setattr("zmqcluster.core.client.WATCH_AGAIN_MS", 500)
     cluster = make_cluster()
     cluster.start_master()
     cluster.start_worker()
 
     async def work(client: DistributionClient) -> TaskEnd:
-        heard = client._take_ends
-        monkeypatch.setattr(client, "_take_ends", lambda message: None)
-        task_id = await client.submit("echo", {"value": 1})
-        await asyncio.to_thread(cluster.wait_state, task_id, "completed")
-        await asyncio.sleep(0.2)
-        monkeypatch.setattr(client, "_take_ends", heard)
+        feed, lost = client._feed, asyncio.Event()
+
+        def feed_but_ends(*events: ClientEvent) -> None:
+            for event in events:
+                if isinstance(event, FromMaster) and isinstance(event.message, Finished):
+                    lost.set()
+                else:
+                    feed(event)
+
+        with monkeypatch.context() as deaf:
+            deaf.setattr(client, "_feed", feed_but_ends)
+            task_id = await client.submit("echo", {"value": 1})
+            await asyncio.wait_for(lost.wait(), 10)
         return (await client.wait([task_id], timeout_s=10))[0]
 
     assert cluster.ask(work).state is TaskState.COMPLETED

@@ -1,17 +1,16 @@
 """DistributionClient: submit, wait and ask from an asyncio program, over the dispatch socket.
 
-Whatever was asked is asked again after a broken connection or a restarted master, under the same
-request id, so nothing is queued twice and no end is missed.
+What is asked again, and when, is for ClientCore to decide; here are its sockets, its clock and the
+futures of those who wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
+import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar, assert_never
 
 import msgspec
 
@@ -20,6 +19,21 @@ from zmqcluster.client.channel import Channel
 from zmqcluster.client.device_session import DeviceSession
 from zmqcluster.client.packing import frame_of, task, unpack
 from zmqcluster.config import ClusterConfig
+from zmqcluster.core.client import ANSWER_MS, ClientCore
+from zmqcluster.core.client_events import (
+    Answered,
+    Ask,
+    Await,
+    ClientEvent,
+    Drop,
+    Ended,
+    Forget,
+    FromMaster,
+    LinkDown,
+    LinkUp,
+    SendToMaster,
+    Unanswered,
+)
 from zmqcluster.errors import (
     MasterUnreachable,
     RemoteProtocolError,
@@ -57,27 +71,8 @@ from zmqcluster.security.datadir import DataDir
 from zmqcluster.security.keys import KeyPair, load_key_pair, load_public_key
 from zmqcluster.views import DeviceView, OverviewView
 
-# Long enough for a full commit queue, short enough to notice a master that was restarted.
-ASK_AGAIN_S: Final = 2.0
-ANSWER_S: Final = 30.0
-# Silence after which wait() sets its watches anew, and the most it grows to.
-WATCH_AGAIN_S: Final = 5.0
-WATCH_AGAIN_MAX_S: Final = 60.0
-
 A = TypeVar("A", bound=ToClient)
-
-
-class _Question:
-    """A request under way. times: how often it was sent."""
-
-    def __init__(self, frame: bytes, future: asyncio.Future[ToClient]) -> None:
-        self.frame = frame
-        self.future = future
-        self.times = 0
-
-    def is_early(self, message: ToClient) -> bool:
-        """Submit with watch: an end may come under the same id; only Submitted answers it."""
-        return isinstance(message, Finished) and b"submit" in self.frame[:16]
+T = TypeVar("T")
 
 
 class DistributionClient:
@@ -96,12 +91,10 @@ class DistributionClient:
         self._data_dir: Path | None = None
         self._dispatch_port = dispatch_port
         self._master_host = master_host
-        self._asked: dict[bytes, _Question] = {}
+        self._core = ClientCore(random.SystemRandom())
+        self._answers: dict[bytes, asyncio.Future[ToClient]] = {}
         self._ends: dict[TaskId, asyncio.Future[TaskEnd]] = {}
-        self._watched: dict[TaskId, None] = {}
-        self._rewatching: asyncio.Task[None] | None = None
-        self._is_down = False
-        self._heard = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def of_data_dir(
@@ -138,11 +131,10 @@ class DistributionClient:
         if device is not None:
             await device.close()
         self._channel.close()
-        if self._rewatching is not None:
-            self._rewatching.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         error = MasterUnreachable("this client was closed")
-        waiting: list[asyncio.Future[Any]] = [one.future for one in self._asked.values()]
-        waiting += self._ends.values()
+        waiting: list[asyncio.Future[Any]] = [*self._answers.values(), *self._ends.values()]
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
@@ -180,16 +172,10 @@ class DistributionClient:
         if len(specs) > SUBMIT_TASKS_MAX:
             problem = f"{len(specs)} tasks in one batch, at most {SUBMIT_TASKS_MAX}"
             raise RequestRefused(RefusalCode.BAD_REQUEST, problem)
-        message = Submit(_request_id(), tuple(specs), job_id, job_name, tuple(rates), watch)
-        answer, is_certain = await self._ask_once(message, Submitted)
-        if watch and is_certain:
-            # Asked more than once, the answer may come from a master that has no watch of ours:
-            # wait() then sets one.
-            existing = {answer.task_ids[index] for index in answer.existing}
-            for task_id in map(TaskId, answer.task_ids):
-                if task_id not in existing:
-                    self._watched[task_id] = None
-        return answer
+        message = Submit(
+            self._core.new_request_id(), tuple(specs), job_id, job_name, tuple(rates), watch
+        )
+        return await self._ask(message, Submitted)
 
     async def wait(
         self, task_ids: Iterable[int], *, timeout_s: float | None = None
@@ -200,16 +186,17 @@ class DistributionClient:
         MasterUnreachable when nobody answers at the beginning.
         """
         wanted = [TaskId(one) for one in task_ids]
-        loop = asyncio.get_running_loop()
-        unknown = [one for one in wanted if one not in self._ends and one not in self._watched]
-        for task_id in wanted:
-            if task_id not in self._ends:
-                self._ends[task_id] = loop.create_future()
+        unknown = [one for one in wanted if not self._core.watches(one)]
+        futures = [self._end_of(one) for one in wanted]
         async with asyncio.timeout(timeout_s):
             for start in range(0, len(unknown), SUBMIT_TASKS_MAX):
-                await self._watch(unknown[start : start + SUBMIT_TASKS_MAX])
-            await self._all_ended(wanted)
-        return [self._ends[one].result() for one in wanted]
+                portion = tuple(unknown[start : start + SUBMIT_TASKS_MAX])
+                await self._ask(Watch(self._core.new_request_id(), portion), Finished)
+            self._feed(Await(tuple(wanted)))
+            waiting = [one for one in futures if not one.done()]
+            if waiting:
+                await asyncio.wait(waiting)
+        return [one.result() for one in futures]
 
     async def results(
         self, task_ids: Iterable[int], *, timeout_s: float | None = None
@@ -222,28 +209,31 @@ class DistributionClient:
 
     def forget(self, task_ids: Iterable[int]) -> None:
         """Drop ends kept for wait(), for a program that submits for ever."""
-        for task_id in map(TaskId, task_ids):
+        forgotten = tuple(map(TaskId, task_ids))
+        for task_id in forgotten:
             self._ends.pop(task_id, None)
-            self._watched.pop(task_id, None)
+        self._feed(Forget(forgotten))
 
     async def cancel(self, task_ids: Sequence[int] = (), *, job_id: int = 0) -> Changed:
         """Cancel tasks, or a job. Returns when no new attempt can start any more."""
-        return await self._ask(CancelTasks(_request_id(), tuple(task_ids), job_id), Changed)
+        return await self._ask(
+            CancelTasks(self._core.new_request_id(), tuple(task_ids), job_id), Changed
+        )
 
     async def retry(self, task_ids: Sequence[int]) -> Changed:
         """Give failed, dead or cancelled tasks another life; wait() waits for its end."""
-        changed = await self._ask(RetryTasks(_request_id(), tuple(task_ids)), Changed)
+        changed = await self._ask(RetryTasks(self._core.new_request_id(), tuple(task_ids)), Changed)
         self.forget(changed.task_ids)
         return changed
 
     async def status(self) -> OverviewView:
         """The cluster at a glance."""
-        answer = await self._ask(AskOverview(_request_id()), Answer)
+        answer = await self._ask(AskOverview(self._core.new_request_id()), Answer)
         return msgspec.msgpack.decode(answer.body, type=OverviewView)
 
     async def devices(self, device_id: str = "") -> list[DeviceView]:
         """All devices, or one."""
-        answer = await self._ask(AskDevices(_request_id(), device_id), Answer)
+        answer = await self._ask(AskDevices(self._core.new_request_id(), device_id), Answer)
         return msgspec.msgpack.decode(answer.body, type=list[DeviceView])
 
     # --- being a device -------------------------------------------------------------------------
@@ -304,111 +294,93 @@ class DistributionClient:
     # --- asking ---------------------------------------------------------------------------------
 
     async def _ask(self, message: ClientMessage, kind: type[A]) -> A:
-        return (await self._ask_once(message, kind))[0]
-
-    async def _ask_once(self, message: ClientMessage, kind: type[A]) -> tuple[A, bool]:
-        """The answer, and whether it is the answer to the only time this was asked."""
-        frame = frame_of(message)
+        frame_of(message)
         if not self._channel.is_open:
             raise MasterUnreachable("connect() first")
-        question = _Question(frame, asyncio.get_running_loop().create_future())
-        self._asked[message.request_id] = question
+        request_id = message.request_id
+        future = self._answers[request_id] = asyncio.get_running_loop().create_future()
         try:
-            self._put(question)
-            answer = await self._answer(question)
+            self._feed(Ask(message))
+            answer = await future
+        except asyncio.CancelledError:
+            self._feed(Drop(request_id))
+            raise
         finally:
-            self._asked.pop(message.request_id, None)
+            del self._answers[request_id]
         if isinstance(answer, Refused):
             raise RequestRefused(answer.code, answer.problem)
         if not isinstance(answer, kind):
             raise MasterUnreachable(f"the master answered {type(answer).__name__}")
-        return answer, question.times == 1
+        return answer
 
-    async def _answer(self, question: _Question) -> ToClient:
-        """Wait for it, asking again now and then: frames may be lost, requests never."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
-                while True:
-                    done, _ = await asyncio.wait([question.future], timeout=ASK_AGAIN_S)
-                    if done:
-                        return question.future.result()
-                    self._put(question)
-        raise MasterUnreachable(
-            f"no answer from the master at {self._address} for {ANSWER_S:.0f} s: is it running?"
+    def _end_of(self, task_id: TaskId) -> asyncio.Future[TaskEnd]:
+        future = self._ends.get(task_id)
+        if future is None:
+            future = self._ends[task_id] = asyncio.get_running_loop().create_future()
+        return future
+
+    # --- the machine ----------------------------------------------------------------------------
+
+    def _feed(self, *events: ClientEvent) -> None:
+        """Tell the core what happened, and do what it wants done."""
+        if not self._channel.is_open:
+            return
+        loop = asyncio.get_running_loop()
+        for effect in self._core.handle(int(loop.time() * 1000), *events):
+            match effect:
+                case SendToMaster(message):
+                    self._channel.send(codec.encode(message))
+                case Answered(request_id, answer):
+                    _settle(self._answers.get(request_id), answer)
+                case Unanswered(request_id):
+                    _fail(self._answers.get(request_id), self._unreachable())
+                case Ended(end):
+                    _settle(self._end_of(TaskId(end.task_id)), end)
+                case _:
+                    assert_never(effect)
+        self._plan(loop)
+
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake the core when it wants to be woken; an earlier timer finds nothing to do."""
+        due_ms = self._core.next_ms()
+        if due_ms is None:
+            return
+        due_s = due_ms / 1000
+        timer = self._timer
+        if timer is None or timer.cancelled() or timer.when() <= loop.time():
+            self._timer = loop.call_at(due_s, self._feed)
+        elif timer.when() > due_s:
+            timer.cancel()
+            self._timer = loop.call_at(due_s, self._feed)
+
+    def _unreachable(self) -> MasterUnreachable:
+        return MasterUnreachable(
+            f"no answer from the master at {self._address} for {ANSWER_MS // 1000} s: "
+            "is it running?"
         )
-
-    def _put(self, question: _Question) -> None:
-        question.times += 1
-        self._channel.send(question.frame)
-
-    async def _all_ended(self, task_ids: Sequence[TaskId]) -> None:
-        """Until these have ended. When nothing is heard for long, the watches are set anew.
-
-        A client that did not read for a while may have missed an end: the master keeps only so
-        much for it.
-        """
-        patience_s = WATCH_AGAIN_S
-        while waiting := [one for one in task_ids if not self._is_ended(one)]:
-            heard = self._heard
-            await asyncio.wait([self._ends[one] for one in waiting], timeout=patience_s)
-            if self._heard == heard:
-                patience_s = min(2 * patience_s, WATCH_AGAIN_MAX_S)
-                # It may be away for long; what it runs goes on meanwhile.
-                with contextlib.suppress(MasterUnreachable):
-                    for start in range(0, len(waiting), SUBMIT_TASKS_MAX):
-                        await self._watch(waiting[start : start + SUBMIT_TASKS_MAX])
-
-    async def _watch(self, task_ids: Sequence[TaskId]) -> None:
-        message = Watch(_request_id(), tuple(task_ids))
-        for task_id in task_ids:
-            self._watched[task_id] = None
-        self._take_ends(await self._ask(message, Finished))
-
-    async def _watch_again(self) -> None:
-        """The connection is new: a master that was restarted knows nothing of our watches."""
-        open_ids = [one for one in self._watched if not self._is_ended(one)]
-        for start in range(0, len(open_ids), SUBMIT_TASKS_MAX):
-            with contextlib.suppress(MasterUnreachable, RequestRefused):
-                await self._watch(open_ids[start : start + SUBMIT_TASKS_MAX])
-
-    # --- frames ---------------------------------------------------------------------------------
 
     def _on_link(self, link: Link) -> None:
         if link is Link.DISCONNECTED:
-            self._is_down = True
-        elif link is Link.CONNECTED and self._is_down:
-            self._is_down = False
-            for question in self._asked.values():
-                self._put(question)
-            if self._watched:
-                self._rewatching = asyncio.get_running_loop().create_task(self._watch_again())
+            self._feed(LinkDown())
+        elif link is Link.CONNECTED:
+            self._feed(LinkUp())
 
     def _on_frame(self, frame: bytes) -> None:
         try:
             message = codec.decode_to_client(frame)
         except RemoteProtocolError:
             return
-        request_id = getattr(message, "request_id", b"")
-        asked = self._asked.get(request_id)
-        if asked is not None and not asked.future.done() and not asked.is_early(message):
-            asked.future.set_result(message)
-        elif isinstance(message, Finished):
-            self._take_ends(message)
+        self._feed(FromMaster(message))
 
-    def _take_ends(self, message: Finished) -> None:
-        self._heard += len(message.ends)
-        for end in message.ends:
-            task_id = TaskId(end.task_id)
-            self._watched.pop(task_id, None)
-            future = self._ends.get(task_id)
-            if future is None:
-                future = self._ends[task_id] = asyncio.get_running_loop().create_future()
-            if not future.done():
-                future.set_result(end)
 
-    def _is_ended(self, task_id: TaskId) -> bool:
-        future = self._ends.get(task_id)
-        return future is not None and future.done()
+def _settle(future: asyncio.Future[T] | None, value: T) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any] | None, error: Exception) -> None:
+    if future is not None and not future.done():
+        future.set_exception(error)
 
 
 def get_async_distribution_client(
@@ -416,7 +388,3 @@ def get_async_distribution_client(
 ) -> DistributionClient:
     """A client of the master whose data directory this is; connect it with `async with`."""
     return DistributionClient.of_data_dir(data_dir, master_host, dispatch_port)
-
-
-def _request_id() -> bytes:
-    return secrets.token_bytes(16)

@@ -81,6 +81,10 @@ class ClientCore:
     def new_request_id(self) -> bytes:
         return self._rng.randbytes(REQUEST_ID_BYTES)
 
+    def watches(self, task_id: TaskId) -> bool:
+        """Will the end of this task be told, or was it?"""
+        return task_id in self._watched or task_id in self._ended or task_id in self._awaited
+
     def handle(self, now_ms: int, *events: ClientEvent) -> list[ClientEffect]:
         """One turn. Without events only time has passed. now_ms: never stepping back."""
         effects: list[ClientEffect] = []
