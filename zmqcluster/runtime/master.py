@@ -20,12 +20,10 @@ from zmqcluster import codec
 from zmqcluster.core.effects import (
     Action,
     AllowKey,
-    Changes,
     DenyKey,
     Log,
     Publish,
     Send,
-    Turn,
 )
 from zmqcluster.core.events import (
     Committed,
@@ -38,6 +36,7 @@ from zmqcluster.core.events import (
     TurnedAway,
 )
 from zmqcluster.core.master import MasterCore
+from zmqcluster.core.pipeline import Pipeline
 from zmqcluster.errors import (
     LocalProtocolError,
     RemoteProtocolError,
@@ -111,11 +110,7 @@ class MasterRuntime:
         self._mailbox = Mailbox(self._doorbell)
         self._journal = Journal(apply, self._doorbell.ring)
         self._lookups = Lookups(queries, core)
-        self._batch = Changes()
-        self._is_batch_empty = True
-        # Actions of decided turns, oldest first, held back until their turn is on disk.
-        self._held: deque[tuple[int, list[Action]]] = deque()
-        self._committing_turn = 0
+        self._pipeline = Pipeline()
         self._answers: list[Event] = []
         self._backed_up: dict[bytes, deque[bytes]] = {}
         self._too_slow: set[bytes] = set()
@@ -192,9 +187,10 @@ class MasterRuntime:
             self._next_tick_ms = now_ms + self._tick_ms
             events.append(Tick(self._clock.wall_ms()))
             events += self._newly_turned_away()
-        is_committed = self._journal.take_done()
-        if is_committed:
-            self._release(self._committing_turn)
+        committed_turn = 0
+        if self._journal.take_done():
+            committed_turn = self._pipeline.done()
+            self._release()
         if self._backed_up:
             self._send_backed_up()
         events += self._answers
@@ -203,8 +199,8 @@ class MasterRuntime:
         if not self._is_stopping:
             self._receive(events)
         events += [PeerLost(peer) for peer in self._lost_peers()]
-        if is_committed:
-            events.append(Committed(self._committing_turn, self._journal.prune_more))
+        if committed_turn:
+            events.append(Committed(committed_turn, self._journal.prune_more))
         self._decide(now_ms, events)
         self._commit()
 
@@ -271,32 +267,18 @@ class MasterRuntime:
         wake_ms = self._core.next_wake_ms()
         if not events and (wake_ms is None or wake_ms > now_ms):
             return
-        self._collect(self._core.handle(now_ms, events))
-
-    def _collect(self, turn: Turn) -> None:
-        if turn.writes:
-            self._batch.add(turn.changes)
-            self._is_batch_empty = False
-        self._held.append((turn.number, turn.actions))
+        self._pipeline.add(self._core.handle(now_ms, events))
 
     def _commit(self) -> None:
-        if self._journal.is_busy:
-            return
-        if not self._held:
-            return
-        last_turn = self._held[-1][0]
-        if self._is_batch_empty:
-            self._release(last_turn)
-            return
-        self._committing_turn = last_turn
-        batch, self._batch, self._is_batch_empty = self._batch, Changes(), True
-        self._journal.commit(batch)
+        batch = self._pipeline.begin()
+        if batch is not None:
+            self._journal.commit(batch)
+        self._release()
 
-    def _release(self, turn: int) -> None:
-        """Do what was decided up to this turn: all of it is on disk."""
-        while self._held and self._held[0][0] <= turn:
-            for action in self._held.popleft()[1]:
-                self._do(action)
+    def _release(self) -> None:
+        """Do what is on disk by now."""
+        for action in self._pipeline.take():
+            self._do(action)
 
     def _do(self, action: Action) -> None:
         match action:
@@ -383,10 +365,10 @@ class MasterRuntime:
 
     @property
     def _is_batch_full(self) -> bool:
-        return self._batch.size >= BATCH_ROWS_MAX
+        return self._pipeline.size >= BATCH_ROWS_MAX
 
     def _is_settled(self) -> bool:
-        return not (self._journal.is_busy or self._held or self._answers)
+        return self._pipeline.is_settled and not self._answers
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._offset_ms
