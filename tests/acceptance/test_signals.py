@@ -42,6 +42,16 @@ def test_worker_that_waits_for_its_master_ends_at_the_first_signal(make_cluster:
     assert node.process.wait(10) == 0
 
 
+def test_end_of_the_terminal_drains_like_a_polite_request(make_cluster: Make) -> None:
+    cluster = make_cluster()
+    node = cluster.start_master()
+
+    node.signal(signal.SIGHUP)
+
+    assert node.process.wait(10) == 0
+    assert node.says("Stopping (SIGHUP)")
+
+
 def test_interrupt_is_told_by_the_exit_code(make_cluster: Make) -> None:
     cluster = make_cluster()
     node = cluster.start_master()

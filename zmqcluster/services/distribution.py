@@ -228,7 +228,7 @@ def run(config: ClusterConfig) -> int:
 
 
 def _take_signals(services: DistributionServices) -> None:
-    """SIGTERM and SIGINT drain; the second one stops at once.
+    """SIGTERM, SIGINT and the end of the terminal drain; the second one stops at once.
 
     A handler runs between any two bytecodes of the main thread, perhaps inside the logger's lock:
     so it logs nothing and takes no lock.
@@ -238,5 +238,5 @@ def _take_signals(services: DistributionServices) -> None:
         services.on_signal(number)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave_word)
-        signal.signal(signal.SIGINT, leave_word)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, leave_word)
