@@ -152,8 +152,11 @@ def test_device_live_elsewhere_is_believed_only_when_it_lasts() -> None:
     worker = WorkerBench()
     worker.feed(Connected())
     worker.hears(refused(RefusalCode.DEVICE_LIVE))
+    [said] = worker.take_lines()
+    assert "live elsewhere" in said
     while worker.now_ms <= 1_000_000 + LIVE_ELSEWHERE_BEATS * BEAT_MS:
         assert worker.take_stops() == []
+        assert worker.take_lines() == [], "it has been said, and nothing else is the matter"
         worker.advance(BEAT_MS // 4)
         assert len(worker.take_sent(Hello)) >= 1
         worker.hears(refused(RefusalCode.DEVICE_LIVE))

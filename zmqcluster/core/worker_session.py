@@ -103,7 +103,7 @@ class Session:
             text = f"Lost the connection to the master at {self._master}; running work goes on"
             effects.append(Say("warning", text))
             self._complain_due_ms = now_ms + UNREACHABLE_AFTER_MS
-        self._live_elsewhere_since_ms = None
+        self._live_elsewhere_since_ms = self._trouble = None
         self._leave()
 
     def on_key_refused(self, now_ms: int, effects: list[WorkerEffect]) -> None:
@@ -267,7 +267,7 @@ class Session:
         if self._live_elsewhere_since_ms is None:
             self._live_elsewhere_since_ms = now_ms
             text = f"Device id {self._device_id} is live elsewhere, says the master; asking again"
-            effects.append(Say("warning", text))
+            self._say(now_ms, (Trouble.REFUSED, "warning", text), effects)
         elif now_ms > self._live_elsewhere_since_ms + LIVE_ELSEWHERE_BEATS * self._interval_ms:
             text = (
                 f"device id {self._device_id} is already live elsewhere: stop the other worker, "
