@@ -33,6 +33,7 @@ READER_CACHE_KIB: Final = 16_384
 # 4,000 pages are 16 MiB: the copying shares one commit in some thousand, and takes about 50 ms.
 CHECKPOINT_PAGES: Final = 4_000
 WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+REWRITTEN_BYTES: Final = 1024 * 1024
 
 
 def open_writer(path: str | Path, durability: Durability = Durability.FULL) -> Database:
@@ -50,7 +51,7 @@ def open_writer(path: str | Path, durability: Durability = Durability.FULL) -> D
         database = _connect(path, "rwc")
     try:
         with storage_errors(f"cannot open the database {path}", path):
-            _set_up_writer(database, durability)
+            _set_up_writer(database, path, durability)
             probe_content(database, path)
             schema.migrate(database, path)
             database.conn.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
@@ -176,7 +177,7 @@ def _connect(path: Path, mode: str) -> Database:
     return Database(connection, recursive_triggers=False, execute_plugins=False)
 
 
-def _set_up_writer(database: Database, durability: Durability) -> None:
+def _set_up_writer(database: Database, path: Path, durability: Durability) -> None:
     """auto_vacuum stays off: freed pages are used again by the next tasks.
 
     On macOS a plain fsync leaves the data in the drive's cache; full ones do not, and are what
@@ -203,4 +204,24 @@ def _set_up_writer(database: Database, durability: Durability) -> None:
         raise sqlite3.OperationalError(f"its file system cannot hold a WAL (journal mode {mode})")
     # Fails now, not at the first task, when the file or the disk cannot be written.
     connection.execute("BEGIN IMMEDIATE")
+    if is_full:
+        _rewrite_wal(path)
     connection.execute("ROLLBACK")
+
+
+def _rewrite_wal(path: Path) -> None:
+    """Put what a killed master left in its WAL on disk, even if a sync of it had failed.
+
+    Linux takes pages for clean that it failed to write: they read well, and no later sync writes
+    them. At power loss they would be gone, and with them every commit that was written behind.
+    Nobody else may write meanwhile.
+    """
+    # SQLite puts it beside the file itself, wherever a link to that lies.
+    file = os.open(f"{path.resolve()}-wal", os.O_RDWR)
+    try:
+        at = 0
+        while part := os.pread(file, REWRITTEN_BYTES, at):
+            at += os.pwrite(file, part, at)
+        os.fsync(file)
+    finally:
+        os.close(file)
