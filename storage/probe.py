@@ -15,6 +15,9 @@ HEADER_BYTES: Final = 100
 # A whole check of 32 MiB takes about 0.1 s; a larger file gets only the cheap look.
 CHECKED_BYTES_MAX: Final = 32 * 1024 * 1024
 
+# What the check says of a page that cannot be read: the disk's fault, and not the file's.
+_UNREAD: Final = ("unable to get the page", "failed to get page")
+
 _DAMAGED: Final = "is damaged ({}): restore a backup, or start with another data_dir"
 
 
@@ -31,25 +34,32 @@ def probe_file(path: Path) -> None:
         return
     except OSError as error:
         raise StorageError(f"cannot open the database {path}: {explain(error, path)}") from error
-    if size == 0:
+    # A rollback journal means that its making was cut short: SQLite clears up and begins anew.
+    if size == 0 or _has_log(path, "-journal"):
         return
     if len(header) < HEADER_BYTES or not header.startswith(HEADER):
         raise StorageError(f"{path} is not a database: move it away, or use another data_dir")
-    if size < _pages_end(header) and not _has_wal(path):
+    # A WAL may hold the missing end: SQLite sorts that out itself.
+    if size < _pages_end(header) and not _has_log(path, "-wal"):
         raise StorageError(f"{path} {_DAMAGED.format('its end is missing')}")
 
 
 def probe_content(database: Database, path: Path) -> None:
     """Let SQLite read through a small file, and through the schema of a large one.
 
-    Raises StorageError when it finds damage.
+    Raises StorageError when it finds damage, or cannot read.
     """
     if path.stat().st_size > CHECKED_BYTES_MAX:
         database.table_names()
         return
     (found,) = database.conn.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise StorageError(f"{path} {_DAMAGED.format(str(found).splitlines()[-1])}")
+    if found == "ok":
+        return
+    last = str(found).splitlines()[-1]
+    if any(words in last for words in _UNREAD):
+        failed = _WORDS["SQLITE_IOERR"].format(error=last)
+        raise StorageError(f"cannot read the database {path}: {failed}")
+    raise StorageError(f"{path} {_DAMAGED.format(last)}")
 
 
 def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
@@ -92,7 +102,6 @@ def _pages_end(header: bytes) -> int:
     return page_bytes * int.from_bytes(header[28:32], "big") if vouched else 0
 
 
-def _has_wal(path: Path) -> bool:
-    """A WAL beside the file may hold its missing end: SQLite sorts that out itself."""
-    wal = path.with_name(path.name + "-wal")
-    return wal.exists() and wal.stat().st_size > 0
+def _has_log(path: Path, suffix: str) -> bool:
+    log = path.with_name(path.name + suffix)
+    return log.exists() and log.stat().st_size > 0
