@@ -1,0 +1,27 @@
+"""What the rigs came to is told at the end of the run, not only when a test fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+Tell = Callable[[object], None]
+
+_TOLD: Final = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Tell:
+    """Call it with totals."""
+    told = request.config.stash.setdefault(_TOLD, [])
+    return lambda totals: told.append(str(totals))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    told: list[str] = config.stash.get(_TOLD, [])
+    for line in sorted(told):
+        terminalreporter.write_line(line)
