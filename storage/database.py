@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from sqlite_utils import Database
 
 from storage import schema
-from storage.probe import explain, probe_content, probe_file
+from storage.probe import damaged, explain, is_made, probe_content, probe_file
+from storage.wal import probe_wal
 from zmqcluster.errors import StorageError
 from zmqcluster.model import Durability
 
@@ -47,12 +48,12 @@ def open_writer(path: str | Path, durability: Durability = Durability.FULL) -> D
     _require_sqlite()
     probe_file(path)
     with storage_errors(f"cannot open the database {path}", path):
+        _look_first(path, durability)
         _make_private(path)
         database = _connect(path, "rwc")
     try:
         with storage_errors(f"cannot open the database {path}", path):
             _set_up_writer(database, path, durability)
-            probe_content(database, path)
             schema.migrate(database, path)
             database.conn.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     except BaseException:
@@ -123,6 +124,9 @@ def storage_errors(doing: str, path: Path | None = None) -> Iterator[None]:
         raise StorageError(f"{doing}: {explain(error, path)}") from error
     except (OverflowError, UnicodeEncodeError) as error:
         raise StorageError(f"{doing}: a value does not fit: {error}") from error
+    except UnicodeDecodeError as error:
+        # SQLite quotes from the file when it complains, and sqlite3 takes that for UTF-8.
+        raise StorageError(f"{doing}: it {damaged('its text cannot be read')}") from error
 
 
 @contextmanager
@@ -153,6 +157,17 @@ def _require_sqlite() -> None:
             f"this Python comes with SQLite {sqlite3.sqlite_version}, and {needed} or newer is "
             "needed: use a newer Python"
         )
+
+
+def _look_first(path: Path, durability: Durability) -> None:
+    """Refuse what is not to be touched: whoever can write changes a file by closing it."""
+    if not is_made(path):
+        return
+    with closing(_connect(path, "ro")) as database:
+        schema.require_known(database, path)
+        probe_content(database, path)
+        if durability is Durability.FULL:
+            probe_wal(path)
 
 
 def _make_private(path: Path) -> None:
@@ -207,6 +222,8 @@ def _set_up_writer(database: Database, path: Path, durability: Durability) -> No
     if is_full:
         _rewrite_wal(path)
     connection.execute("ROLLBACK")
+    # A WAL of its own for each master: what is found in it later was written by one.
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _rewrite_wal(path: Path) -> None:

@@ -12,13 +12,11 @@ from zmqcluster.errors import StorageError
 
 HEADER: Final = b"SQLite format 3\x00"
 HEADER_BYTES: Final = 100
-# A whole check of 32 MiB takes about 0.1 s; a larger file gets only the cheap look.
+# A whole check of 32 MiB takes about 0.3 s; a larger file gets only the cheap look.
 CHECKED_BYTES_MAX: Final = 32 * 1024 * 1024
 
 # What the check says of a page that cannot be read: the disk's fault, and not the file's.
 _UNREAD: Final = ("unable to get the page", "failed to get page")
-
-_DAMAGED: Final = "is damaged ({}): restore a backup, or start with another data_dir"
 
 
 def probe_file(path: Path) -> None:
@@ -31,35 +29,50 @@ def probe_file(path: Path) -> None:
         with path.open("rb") as file:
             header = file.read(HEADER_BYTES)
     except FileNotFoundError:
-        return
+        size = 0
     except OSError as error:
         raise StorageError(f"cannot open the database {path}: {explain(error, path)}") from error
-    # A rollback journal means that its making was cut short: SQLite clears up and begins anew.
-    if size == 0 or _has_log(path, "-journal"):
+    if size == 0 and _has_log(path, "-wal"):
+        # SQLite would take it for a new database, and throw the log away.
+        raise StorageError(f"{path} {damaged('it is empty, and its -wal file is not')}")
+    if not is_made(path):
         return
     if len(header) < HEADER_BYTES or not header.startswith(HEADER):
         raise StorageError(f"{path} is not a database: move it away, or use another data_dir")
     # A WAL may hold the missing end: SQLite sorts that out itself.
     if size < _pages_end(header) and not _has_log(path, "-wal"):
-        raise StorageError(f"{path} {_DAMAGED.format('its end is missing')}")
+        raise StorageError(f"{path} {damaged('its end is missing')}")
+
+
+def is_made(path: Path) -> bool:
+    """Is there a database, or only what is left when the making of one was cut short?
+
+    Then a rollback journal lies beside it: SQLite clears up and begins anew.
+    """
+    return path.exists() and path.stat().st_size > 0 and not _has_log(path, "-journal")
+
+
+def damaged(how: str) -> str:
+    """What to say of a file that is."""
+    return f"is damaged ({how}): restore a backup, or start with another data_dir"
 
 
 def probe_content(database: Database, path: Path) -> None:
-    """Let SQLite read through a small file, and through the schema of a large one.
+    """Let SQLite read through a small file and its indexes, and the schema of a large one.
 
     Raises StorageError when it finds damage, or cannot read.
     """
     if path.stat().st_size > CHECKED_BYTES_MAX:
         database.table_names()
         return
-    (found,) = database.conn.execute("PRAGMA quick_check(1)").fetchone()
+    (found,) = database.conn.execute("PRAGMA integrity_check(1)").fetchone()
     if found == "ok":
         return
     last = str(found).splitlines()[-1]
     if any(words in last for words in _UNREAD):
         failed = _WORDS["SQLITE_IOERR"].format(error=last)
         raise StorageError(f"cannot read the database {path}: {failed}")
-    raise StorageError(f"{path} {_DAMAGED.format(last)}")
+    raise StorageError(f"{path} {damaged(last)}")
 
 
 def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
@@ -85,8 +98,9 @@ _WORDS: Final = {
     # It maps the -shm file into memory, so there must be room for it.
     "SQLITE_IOERR_SHM": "there is no room for its -shm file: free some space and start again",
     "SQLITE_IOERR": "the disk failed ({error}): check it, then start again",
-    "SQLITE_CORRUPT": "it " + _DAMAGED.replace("{}", "{error}"),
+    "SQLITE_CORRUPT": "it " + damaged("{error}"),
     "SQLITE_NOTADB": "it is not a database: move it away, or use another data_dir",
+    "SQLITE_ERROR": "{error}: if it worked before it is damaged, restore a backup",
 }
 
 

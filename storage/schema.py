@@ -13,6 +13,7 @@ from typing import Final
 
 from sqlite_utils import Database
 
+from storage.probe import damaged
 from zmqcluster.errors import StorageError
 
 # "zmqc": tells our files from other programs' databases.
@@ -222,6 +223,11 @@ def migrate(
             database.execute(f"PRAGMA user_version = {version + 1}")
 
 
+def require_known(database: Database, path: Path | str) -> None:
+    """Raises StorageError when the database is newer than this program, or not ours."""
+    _version(database, path, len(MIGRATIONS))
+
+
 def require_current(database: Database, path: Path | str) -> None:
     """For readers, which cannot migrate. Raises StorageError unless the schema is the newest."""
     version = _version(database, path, len(MIGRATIONS))
@@ -240,6 +246,8 @@ def _version(database: Database, path: Path | str, known: int) -> int:
         raise StorageError(
             f"{path} is a database of another program: move it away, or use another data_dir"
         )
+    if version < 0:
+        raise StorageError(f"{path} {damaged(f'schema {version}')}")
     if version > known:
         raise StorageError(
             f"{path} is from a newer version: schema {version}, this program knows {known}; "

@@ -97,7 +97,7 @@ def cut_power(
             _go_on(folder, recording, states)
     with _folder() as folder:
         for number, image in enumerate(recording.images(images, Random(seed))):
-            verdict, why = _judge(folder / "image", image, states)
+            verdict, why = _judge(folder / "image", image, states, durability)
             totals.verdicts[verdict] += 1
             if verdict is not Verdict.KEPT and len(totals.stories) < 10:
                 totals.stories.append(
@@ -159,13 +159,17 @@ def _see(recording: Recording, states: list[int], database: Database) -> None:
     recording.mark()
 
 
-def _judge(folder: Path, image: Image, states: list[int]) -> tuple[Verdict, str]:
+def _judge(
+    folder: Path, image: Image, states: list[int], durability: Durability | None
+) -> tuple[Verdict, str]:
     """Open it as the next master would. states: after each commit, the empty database first."""
     folder.mkdir()
     for name, data in image.files.items():
         (folder / name).write_bytes(data)
     try:
-        with closing(open_writer(folder / "cluster.db")) as database:
+        with closing(
+            open_writer(folder / "cluster.db", durability or Durability.NORMAL)
+        ) as database:
             (found,) = database.conn.execute("PRAGMA integrity_check(1)").fetchone()
             recovery.load(database)
             state = content(database)

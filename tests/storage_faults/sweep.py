@@ -26,12 +26,14 @@ from zmqcluster.model import JobId, TaskId, TaskState
 
 # No sentence that says what to do is longer.
 SENTENCE_CHARS_MAX: Final = 400
+# Linux takes a write over page by page.
+MEMORY_PAGE_BYTES: Final = 4096
 
 
 class Trouble(Struct, frozen=True):
     """A way for a disk to fail. codes: what SQLite hears; operations not named go on as ever.
 
-    short: a write puts the first half of its data down before it fails.
+    short: a write puts down what belongs to earlier pages of memory than its end, before it fails.
     """
 
     name: str
@@ -73,7 +75,9 @@ class FailingDisk:
 
     @property
     def short_bytes(self) -> int:
-        return len(self.failed[-1].data) // 2 if self.trouble.short else 0
+        write = self.failed[-1]
+        end = (write.at + len(write.data)) // MEMORY_PAGE_BYTES * MEMORY_PAGE_BYTES
+        return max(0, end - write.at) if self.trouble.short else 0
 
     def on_operation(self, operation: Operation) -> int:
         code = self.trouble.codes.get(operation.kind)
