@@ -46,7 +46,8 @@ def test_every_route_is_described_with_its_token_and_its_shapes(rest: RestBench)
         assert name == "GET /healthz" or ({} in about["security"]) is is_read
         slots = set(re.findall(r"\{(\w+)\}", name))
         assert slots == {each["name"] for each in about["parameters"] if each["in"] == "path"}
-    assert described["POST /api/distribution/tasks"]["responses"].keys() == {"201", "default"}
+        assert about["responses"].keys() - {"200", "201"} == {"4XX", "503"}, name
+    assert described["POST /api/distribution/tasks"]["responses"].keys() == {"201", "4XX", "503"}
     names = {each["name"] for each in described["GET /api/distribution/tasks"]["parameters"]}
     assert {"state", "task_type", "job_id", "device_id", "rate_key", "cursor", "limit"} <= names
 
@@ -58,8 +59,32 @@ def test_the_description_means_the_same_outside_python(rest: RestBench) -> None:
     paths = reply.json()["paths"]
     submit = paths["/api/distribution/tasks"]["post"]
     assert submit["requestBody"]["required"]
-    assert [each["name"] for each in submit["parameters"]] == ["Idempotency-Key"]
+    [key] = submit["parameters"]
+    assert (key["name"], key["schema"]["minLength"], key["schema"]["maxLength"]) == (
+        "Idempotency-Key",
+        1,
+        255,
+    )
     assert not paths["/api/distribution/tokens"]["post"]["requestBody"]["required"]
+
+
+def test_answers_are_described_as_what_they_are(rest: RestBench) -> None:
+    paths = rest.get("//openapi.json").json()["paths"]
+
+    def kinds(path: str, status: str) -> list[str]:
+        return list(paths[path]["get"]["responses"][status]["content"])
+
+    for path in ("/docs", "/openapi.json", "/healthz", "/readyz", "/metrics"):
+        given = rest.get(f"/{path}").headers["content-type"].partition(";")[0]
+        assert kinds(path, "200") == [given], path
+    # Not ready is an answer, not a refusal; a refusal of the door is a problem all the same.
+    assert kinds("/readyz", "503") == ["application/json", "application/problem+json"]
+
+
+def test_the_data_of_a_task_is_described_as_an_object(rest: RestBench) -> None:
+    shapes = rest.get("//openapi.json").json()["components"]["schemas"]
+
+    assert shapes["TaskBody"]["properties"]["task_data"]["type"] == "object"
 
 
 def test_every_reference_leads_somewhere(rest: RestBench) -> None:

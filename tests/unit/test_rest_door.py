@@ -229,6 +229,16 @@ def test_allow_names_every_method_of_a_path_in_one_order(rest: RestBench) -> Non
     assert rest.call("DELETE", "/tasks", token=TOKEN).headers["allow"] == "GET, HEAD, OPTIONS, POST"
 
 
+def test_every_path_says_what_it_allows_whatever_is_in_its_slots(rest: RestBench) -> None:
+    for route in http_routes(rest.app):
+        path = re.sub(r"{\w+:int}", "7", re.sub(r"{\w+:str}", "d1", route.path))
+
+        reply = rest.call("OPTIONS", f"/{path}")
+
+        assert (reply.status, reply.body) in ((200, b""), (204, b"")), path
+        assert "OPTIONS" in reply.headers["allow"], path
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "detail"),
     [

@@ -85,7 +85,7 @@ async def _before(request: Asked) -> Response[None] | None:
         await refuse_extras(request)
         return None
     path = request.scope["path_template"]
-    methods = next(route.methods for route in request.app.routes if route.path == path)
+    methods = next(route.methods for route in request.app.routes if route.path_format == path)
     return Response(None, status_code=204, headers={"Allow": _allowed(methods)})
 
 
@@ -111,17 +111,17 @@ def _description(app: Callable[[], Litestar], version: str) -> list[Any]:
             made.update(describe(app().routes, version))
         return made
 
-    @get("/openapi.json", sync_to_thread=False)
+    @get("/openapi.json", media_type="application/json", sync_to_thread=False)
     def openapi_json() -> Response[bytes]:
         """This API for programs, as OpenAPI 3.1."""
-        return Response(msgspec.json.encode(document()), media_type="application/json")
+        return Response(msgspec.json.encode(document()))
 
-    @get("/docs", sync_to_thread=False)
+    @get("/docs", media_type="text/html", sync_to_thread=False)
     def docs_page() -> Response[str]:
         """This API for people."""
         headers = {"Content-Security-Policy": PAGE_POLICY}
         html = page(document())
-        return Response(html, media_type="text/html", headers=headers)
+        return Response(html, headers=headers)
 
     return [openapi_json, docs_page]
 

@@ -27,11 +27,21 @@ Master: TypeAlias = NamedDependency[SkipValidation[Backend]]
 PathInt: TypeAlias = FromPath[int]
 PathText: TypeAlias = FromPath[str]
 
-# Keys of a route's opt: the structs of its query string and of its body, and the name of a header
-# it reads; for us and for /docs.
+# Keys of a route's opt: the structs of its query string and of its body, the headers it reads by
+# name with their JSON schemas, and whether it answers 503 in its usual shape; for us and for /docs.
 QUERY: Final = "query"
 BODY: Final = "body"
 HEADER: Final = "header"
+ALSO_503: Final = "also_503"
+
+
+class Shapes(tuple[Any, ...]):
+    """The kinds of body a route takes. Routes' opts are copied deeply, and msgspec's bounds, which
+    are part of some kinds, refuse to be."""
+
+    def __deepcopy__(self, _: object) -> Shapes:
+        return self
+
 
 _ID_MAX: Final = 2**63 - 1
 _NOTHING: Final = msgspec.json.Decoder(Nothing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -12,13 +12,15 @@ from litestar import Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import BaseRoute, HTTPRoute
 
-from zmqcluster.rest.asking import BODY, HEADER, QUERY
+from zmqcluster.rest.asking import ALSO_503, BODY, HEADER, QUERY
 from zmqcluster.rest.door import OPEN_PATHS, READ_METHODS
 from zmqcluster.rest.problems import PROBLEM_JSON
 from zmqcluster.rest.schemas import ProblemView
 
 _REFS: Final = "#/components/schemas/{name}"
 _SLOT: Final = re.compile(r"\{(?P<name>\w+)(:(?P<kind>\w+))?\}")
+# What routes give that is no struct: text, or a whole JSON document.
+_TEXTS: Final[dict[Any, dict[str, Any]]] = {str: {"type": "string"}, bytes: {"type": "object"}}
 _KINDS: Final = {"int": {"type": "integer", "minimum": 1}, "str": {"type": "string"}}
 
 
@@ -112,10 +114,11 @@ def _query_parameters(handler: HTTPRouteHandler) -> list[dict[str, Any]]:
 
 
 def _header_parameters(handler: HTTPRouteHandler) -> list[dict[str, Any]]:
-    name = handler.opt.get(HEADER)
-    if name is None:
-        return []
-    return [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}}]
+    headers: Mapping[str, dict[str, Any]] = handler.opt.get(HEADER, {})
+    return [
+        {"name": name, "in": "header", "required": False, "schema": schema}
+        for name, schema in headers.items()
+    ]
 
 
 def _has_required(kind: Any) -> bool:
@@ -143,11 +146,14 @@ def _responses(handler: HTTPRouteHandler) -> dict[str, Any]:
     if isinstance(answer, type) and issubclass(answer, msgspec.Struct):
         content = {"application/json": {"schema": _schema_of(answer)}}
     else:
-        content = {"text/plain": {"schema": {"type": "string"}}}
+        media_type = str(handler.media_type).partition(";")[0]
+        content = {media_type: {"schema": _TEXTS[answer]}}
     problem = {PROBLEM_JSON: {"schema": _schema_of(ProblemView)}}
+    busy = {**content, **problem} if handler.opt.get(ALSO_503) else problem
     return {
         str(handler.status_code): {"description": "Done.", "content": content},
-        "default": {"description": "Refused, and why.", "content": problem},
+        "4XX": {"description": "Refused, and why.", "content": problem},
+        "503": {"description": "Not now: ask again after Retry-After seconds.", "content": busy},
     }
 
 

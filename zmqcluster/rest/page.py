@@ -61,7 +61,7 @@ def _operation(path: str, method: str, about: dict[str, Any]) -> str:
         parts.append(f"<p>Takes {_kind(schema)}.</p>")
     for status, answer in about["responses"].items():
         for media_type, content in answer["content"].items():
-            if status != "default":
+            if status[0] == "2":
                 kind = _kind(content["schema"])
                 parts.append(f"<p>Gives {status}, {escape(media_type)}: {kind}.</p>")
     return "".join(parts)

@@ -37,6 +37,8 @@ TOKEN_USES_MAX: Final = 1_000_000
 HOST_PATTERN: Final = r"^[A-Za-z0-9_.:-]*\Z"
 
 # One below 2**63: a row id, and what SQLite can hold.
+# Checked when it is packed; what clients read is what it must be.
+JsonObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
 EpochSeconds = Annotated[float, Meta(ge=0, le=WALL_MS_MAX / 1000)]
@@ -68,7 +70,7 @@ class TaskBody(Body, frozen=True):
 
     task_type: TaskTypeName
     # A factory, not a value: msgspec cannot put a Raw default into a JSON schema.
-    task_data: Raw = field(default_factory=lambda: Raw(b"{}"))
+    task_data: JsonObject = field(default_factory=lambda: Raw(b"{}"))
     priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)] = PRIORITY_DEFAULT
     max_retry_count: Annotated[int, Meta(ge=0, le=RETRIES_MAX)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=TIMEOUT_MS_MAX / 1000)] | None = None

@@ -14,7 +14,18 @@ from litestar.params import SkipValidation
 
 from zmqcluster.messages import AskOverview, RevokeToken, SetStrategy
 from zmqcluster.model import NAME_CHARS_MAX, Role
-from zmqcluster.rest.asking import BODY, QUERY, Asked, Master, PathText, ask, order, query_of
+from zmqcluster.rest.asking import (
+    ALSO_503,
+    BODY,
+    QUERY,
+    Asked,
+    Master,
+    PathText,
+    Shapes,
+    ask,
+    order,
+    query_of,
+)
 from zmqcluster.rest.backend import Backend
 from zmqcluster.rest.bodies import decode_body
 from zmqcluster.rest.metrics import METRICS_TYPE, metrics_text
@@ -51,7 +62,7 @@ async def get_strategy(backend: Master) -> StrategyView:
     return StrategyView(strategy=view.strategy)
 
 
-@put("/strategy", opt={BODY: (StrategyBody,)})
+@put("/strategy", opt={BODY: Shapes((StrategyBody,))})
 async def put_strategy(request: Asked, backend: Master) -> StrategyView:
     """Change the strategy, until the master is started again."""
     strategy = decode_body(_STRATEGY, await request.body()).strategy
@@ -59,7 +70,7 @@ async def put_strategy(request: Asked, backend: Master) -> StrategyView:
     return StrategyView(strategy=strategy)
 
 
-@post("/tokens", opt={BODY: (TokenBody,)})
+@post("/tokens", opt={BODY: Shapes((TokenBody,))})
 async def create_token(request: Asked, backend: Master) -> IssuedTokenView:
     """Make a join token. It is shown this once."""
     body = decode_body(_TOKEN, await request.body() or b"{}")
@@ -97,7 +108,7 @@ async def healthz() -> str:
     return "ok\n"
 
 
-@get("/readyz")
+@get("/readyz", opt={ALSO_503: True})
 async def readyz(backend: Master) -> Response[ReadyView]:
     """Whether this master serves: 200, or 503 with the reason."""
     is_ready, reason = backend.ready()
@@ -109,11 +120,11 @@ async def readyz(backend: Master) -> Response[ReadyView]:
     )
 
 
-@get("/metrics")
+@get("/metrics", media_type=METRICS_TYPE)
 async def metrics(backend: Master, answered: Answered) -> Response[str]:
     """Figures for Prometheus."""
     text = metrics_text(await _overview(backend), backend.counters(), answered)
-    return Response(text, media_type=METRICS_TYPE)
+    return Response(text)
 
 
 async def _overview(backend: Backend) -> OverviewView:

@@ -25,13 +25,14 @@ from zmqcluster.rest.asking import (
     Asked,
     Master,
     PathInt,
+    Shapes,
     ask,
     known_id,
     order,
     query_of,
 )
 from zmqcluster.rest.backend import Backend, Reader
-from zmqcluster.rest.bodies import request_id_of, submission
+from zmqcluster.rest.bodies import IDEMPOTENCY_KEY_CHARS_MAX, request_id_of, submission
 from zmqcluster.rest.problems import conflict, not_found
 from zmqcluster.rest.rendering import (
     changed_view,
@@ -47,6 +48,7 @@ from zmqcluster.rest.schemas import (
     SubmittedView,
     TaskBody,
     TaskDetailView,
+    TaskList,
     TaskPage,
     TaskQuery,
 )
@@ -55,6 +57,12 @@ from zmqcluster.views import ExplainView, TaskCounts
 # A body above this (about 500 tasks, 1 ms) is decoded beside the loop, which others wait for.
 BESIDE_LOOP_BYTES: Final = 64 * 1024
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+_KEY_SCHEMA: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": IDEMPOTENCY_KEY_CHARS_MAX,
+    "pattern": "^[!-~]([ -~]*[!-~])?$",
+}
 # The storage looks at 20,000 tasks a time; a filter that fits few gets this many tries a page.
 LOOKS_MAX: Final = 10
 
@@ -66,7 +74,10 @@ async def list_tasks(request: Asked, backend: Master) -> TaskPage:
     return await backend.read(lambda reader: _page(reader, query))
 
 
-@post("/tasks", opt={BODY: (TaskBody, list[TaskBody], BatchBody), HEADER: IDEMPOTENCY_KEY})
+@post(
+    "/tasks",
+    opt={BODY: Shapes((TaskBody, TaskList, BatchBody)), HEADER: {IDEMPOTENCY_KEY: _KEY_SCHEMA}},
+)
 async def submit_tasks(request: Asked, backend: Master) -> Response[SubmittedView]:
     """Queue one task, a list of tasks, or a batch with a job; all of them or none.
 
