@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.tiers import PROFILE
+
 THREAD_END_S = 3.0
 
 # Deadlines measure this machine's load, not our code: pytest-timeout bounds the whole test.
@@ -16,7 +18,7 @@ settings.register_profile(
     "cluster", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", parent=settings.get_profile("cluster"), max_examples=2000)
-settings.load_profile("cluster")
+settings.load_profile(PROFILE)
 
 
 @pytest.fixture(autouse=True)

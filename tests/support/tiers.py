@@ -1,0 +1,23 @@
+"""How long the random tests may take: a normal run is short, a thorough one is for the night."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from hypothesis import settings
+
+# Names a profile of tests/conftest.py: HYPOTHESIS_PROFILE=thorough pytest tests/model
+PROFILE: Final = os.environ.get("HYPOTHESIS_PROFILE", "cluster")
+IS_THOROUGH: Final = PROFILE == "thorough"
+_TIMES: Final = 40
+
+
+def scaled(count: int) -> int:
+    """So many in a normal run, and many more in a thorough one."""
+    return count * _TIMES if IS_THOROUGH else count
+
+
+def stateful(examples: int, steps: int) -> settings:
+    """The settings of a state machine."""
+    return settings(max_examples=scaled(examples), stateful_step_count=steps)
