@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.support.tiers import PROFILE
 
@@ -15,7 +15,12 @@ THREAD_END_S = 3.0
 
 # Deadlines measure this machine's load, not our code: pytest-timeout bounds the whole test.
 settings.register_profile(
-    "cluster", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+    "cluster",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+    # To explain a failure it is traced line by line: minutes, for what a debugger tells.
+    phases=[each for each in Phase if each is not Phase.explain],
 )
 settings.register_profile("thorough", parent=settings.get_profile("cluster"), max_examples=2000)
 settings.load_profile(PROFILE)

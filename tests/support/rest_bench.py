@@ -117,6 +117,7 @@ class RestBench(Struct):
 
     app: Door
     backend: BenchBackend
+    runner: asyncio.Runner
 
     @property
     def master(self) -> MasterBench:
@@ -155,7 +156,7 @@ class RestBench(Struct):
             sent["content-type"] = "application/json"
         sent.update(headers or {})
         full = path.removeprefix("/") if path.startswith("//") else PREFIX + path
-        return asyncio.run(self._call(method, full, sent, chunks or [payload], peer))
+        return self.runner.run(self._call(method, full, sent, chunks or [payload], peer))
 
     async def _call(
         self, method: str, path: str, headers: dict[str, str], chunks: list[bytes], peer: str
@@ -219,7 +220,9 @@ def rest_bench(folder: Path, settings: Settings | None = None) -> Iterator[RestB
     queries = Queries(path)
     backend = BenchBackend(master, queries)
     try:
-        yield RestBench(create_app(backend, api_token=TOKEN, hosts=("crawler.example",)), backend)
+        app = create_app(backend, api_token=TOKEN, hosts=("crawler.example",))
+        with asyncio.Runner() as runner:
+            yield RestBench(app, backend, runner)
     finally:
         queries.close()
         database.close()
