@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import Struct, field
 
 from tests.support.model_worker import ModelWorker
-from tests.support.rest_bench import Reply, rest_bench
+from tests.support.rest_bench import TOKEN, Reply, rest_bench
 from tests.support.tiers import stateful
 from zmqcluster.core.settings import Settings
 from zmqcluster.model import Outcome, Strategy
@@ -50,8 +50,8 @@ FILTERS = st.fixed_dictionaries(
         "device_id": st.just("d1"),
     },
 )
-TASK_IDS = st.integers(0, 12)
-JOB_IDS = st.integers(0, 4)
+TASK_IDS = st.integers(1, 6) | st.integers(0, 16)
+JOB_IDS = st.sampled_from([1, 2, 3, 0])
 WRONG_FIELDS = st.sampled_from(
     [
         {"task_type": "Noop"},
@@ -145,6 +145,8 @@ class RestMachine(RuleBasedStateMachine):
         self.stopping: dict[int, str] = {}
         self.is_drained = False
         self.strategy = "least_tasks"
+        for name in ("first", "second", ""):
+            self.submit_many([{"task_type": "noop"}] * 3, name, None)
 
     def teardown(self) -> None:
         if hasattr(self, "stack"):
@@ -156,19 +158,15 @@ class RestMachine(RuleBasedStateMachine):
     def submit_one(self, task: dict[str, Any], job_id: int, key: str | None) -> None:
         self._submit({**task, "job_id": job_id}, [task], job_id, "", key)
 
-    @rule(tasks=st.lists(TASKS, min_size=1, max_size=6), key=KEYS)
-    def submit_list(self, tasks: list[dict[str, Any]], key: str | None) -> None:
-        self._submit(tasks, tasks, 0, "", key)
-
     @rule(
         tasks=st.lists(TASKS, min_size=1, max_size=6),
         name=st.sampled_from(["", "a job"]),
         key=KEYS,
     )
-    def submit_batch(self, tasks: list[dict[str, Any]], name: str, key: str | None) -> None:
+    def submit_many(self, tasks: list[dict[str, Any]], name: str, key: str | None) -> None:
         rates = [{"rate_key": "one", "concurrency": 1}]
-        body = {"tasks": tasks, "job_name": name, "rates": rates}
-        self._submit(body, tasks, 0, name, key)
+        batch = {"tasks": tasks, "job_name": name, "rates": rates}
+        self._submit(batch if name else tasks, tasks, 0, name, key)
 
     def _submit(
         self, body: Any, tasks: list[dict[str, Any]], job_id: int, name: str, key: str | None
@@ -247,21 +245,20 @@ class RestMachine(RuleBasedStateMachine):
                 self._cancelled(task_id)
         self._hear()
 
-    @rule(on=st.booleans())
-    def drain(self, on: bool) -> None:
+    @rule(on=st.booleans(), strategy=st.sampled_from(Strategy))
+    def operate(self, on: bool, strategy: Strategy) -> None:
         reply = self.rest.post("/devices/d1/" + ("drain" if on else "resume"))
         assert (reply.status, reply.json()) == (200, {"done": True})
         self.is_drained = on
         self._hear()
-
-    @rule(strategy=st.sampled_from(Strategy))
-    def choose(self, strategy: Strategy) -> None:
-        reply = self.rest.call("PUT", "/strategy", {"strategy": strategy}, token="the-api-token")
+        reply = self.rest.call("PUT", "/strategy", {"strategy": strategy}, token=TOKEN)
         assert (reply.status, reply.json()) == (200, {"strategy": strategy})
         self.strategy = strategy
 
-    @rule(fields=WRONG_FIELDS, good=st.integers(0, 2), single=st.booleans())
-    def submit_wrongly(self, fields: dict[str, Any], good: int, single: bool) -> None:
+    @rule(fields=WRONG_FIELDS, good=st.integers(0, 2), single=st.booleans(), request=WRONG_REQUESTS)
+    def ask_wrongly(
+        self, fields: dict[str, Any], good: int, single: bool, request: tuple[str, str, Any]
+    ) -> None:
         """One task that does not fit: none is queued, and the answer names its position."""
         wrong = {"task_type": "noop", **fields}
         body = wrong if single else [*[{"task_type": "noop"}] * good, wrong]
@@ -269,14 +266,8 @@ class RestMachine(RuleBasedStateMachine):
         problem = self._is_refused(self.rest.post("/tasks", body))
 
         assert single or "job_id" in fields or f"tasks[{good}]" in problem, problem
-
-    @rule(request=WRONG_REQUESTS)
-    def ask_wrongly(self, request: tuple[str, str, Any]) -> None:
-        method, path, body = request
-        self._is_refused(self.rest.call(method, path, body, token="the-api-token"))
-
-    @rule()
-    def ask_without_the_token(self) -> None:
+        method, path, given = request
+        self._is_refused(self.rest.call(method, path, given, token=TOKEN))
         self._is_refused(self.rest.call("POST", "/tasks", {"task_type": "noop"}), 401)
 
     # --- the device, time, death ----------------------------------------------------------------
@@ -346,8 +337,13 @@ class RestMachine(RuleBasedStateMachine):
             assert walk.stable <= set(walk.seen), "a task was on no page"
             self.walks.remove(walk)
 
-    @rule(task_id=TASK_IDS)
-    def read_a_task(self, task_id: int) -> None:
+    @rule(task_id=TASK_IDS, limit=st.integers(1, 3))
+    def read(self, task_id: int, limit: int) -> None:
+        self._read_a_task(task_id)
+        self._read_the_jobs(limit)
+        self._read_the_devices()
+
+    def _read_a_task(self, task_id: int) -> None:
         reply = self.rest.get(f"/tasks/{task_id}")
         events = self.rest.get(f"/tasks/{task_id}/events")
         explained = self.rest.get(f"/tasks/{task_id}/explain")
@@ -364,8 +360,7 @@ class RestMachine(RuleBasedStateMachine):
         ids = [one["event_id"] for one in events.json()["events"]]
         assert ids == sorted(set(ids))
 
-    @rule(limit=st.integers(1, 3))
-    def read_the_jobs(self, limit: int) -> None:
+    def _read_the_jobs(self, limit: int) -> None:
         cursor, found = "", list[Any]()
         while True:
             page = self.rest.get(f"/jobs?limit={limit}{cursor}").json()
@@ -381,8 +376,7 @@ class RestMachine(RuleBasedStateMachine):
             assert one["tasks"] == self._counts(job_id)
             assert self.rest.get(f"/jobs/{job_id}").json() == one
 
-    @rule()
-    def read_the_devices(self) -> None:
+    def _read_the_devices(self) -> None:
         [device] = self.rest.get("/devices").json()["devices"]
         assert device == self.rest.get("/devices/d1").json()
         assert device["state"] == ("draining" if self.is_drained else "online")
@@ -491,4 +485,4 @@ class RestMachine(RuleBasedStateMachine):
 
 
 TestRestMachine = RestMachine.TestCase
-TestRestMachine.settings = stateful(examples=30, steps=30)
+TestRestMachine.settings = stateful(examples=30, steps=40)
