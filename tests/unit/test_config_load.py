@@ -97,6 +97,13 @@ def test_every_key_can_come_from_each_of_the_three_sources(tmp_path: Path) -> No
     assert by_flags.rest_url == "http://[fd00::1]:8000"
 
 
+def test_a_number_has_as_many_decimals_as_its_float_needs() -> None:
+    for seconds in (0.0010000000000000002, 0.1 + 0.2, 59.99999999999999):
+        config = load_config(flags={"dispatch_interval": repr(seconds)})
+
+        assert config.dispatch_interval == seconds
+
+
 def test_empty_environment_variable_counts_as_not_set() -> None:
     assert load_config(env={"ZMQCLUSTER_MASTER_PORT": ""}).master_port == 7989
 

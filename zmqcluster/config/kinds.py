@@ -18,8 +18,9 @@ from typing import Any, Final, Self
 from msgspec import Struct
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
+# 17 digits tell any two floats apart; those of 0.001 begin behind three zeros.
 _NUMBER: Final = re.compile(
-    r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?"
+    r"[+-]?([0-9]{1,18}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?"
 )
 _BYTES: Final = re.compile(r"([0-9]{1,18})\s*(B|KiB|MiB|GiB|TiB)?")
 _UNIT_BYTES: Final = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
