@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ from tests.unit.test_codec import DOORS
 from tests.unit.test_messages import EXAMPLES, decoded, name_of
 from zmqcluster import codec
 from zmqcluster.errors import RemoteProtocolError
-from zmqcluster.messages import Message, Wire
+from zmqcluster.messages import Message
 
 # What a byte on the wire may become: a task reference of three bytes is about 100 bytes in memory.
 GROWTH_MAX = 48
@@ -32,7 +32,7 @@ def knock(frame: bytes) -> None:
         tracemalloc.stop()
     assert peak_bytes <= OVERHEAD_BYTES_MAX + GROWTH_MAX * len(frame), (peak_bytes, len(frame))
     for message in heard:
-        assert isinstance(message, Wire)
+        assert isinstance(message, get_args(Message))
         spelled = codec.encode(message)
         again = decoded(message, spelled)
         assert (again, codec.encode(again)) == (message, spelled)
@@ -41,8 +41,7 @@ def knock(frame: bytes) -> None:
 def _answer(door: Any, frame: bytes) -> Any:
     try:
         return door(frame)
-    except RemoteProtocolError as refusal:
-        assert len(str(refusal)) < 1_000
+    except RemoteProtocolError:
         return None
 
 
