@@ -19,7 +19,7 @@ from tests.support.host_processes import below, is_alive, wait_gone, wait_pid_in
 from zmqcluster.errors import ConfigError, StartError
 from zmqcluster.messages import RateRule, Started, TaskOrder, TaskResult, TypeOffer
 from zmqcluster.model import Outcome, Pool
-from zmqcluster.runtime import hosts, hosts_fleet
+from zmqcluster.runtime import hosts_fleet
 from zmqcluster.runtime.hosts import HostPool
 from zmqcluster.runtime.hosts_settings import HostSettings
 
@@ -222,10 +222,7 @@ def test_worn_host_is_replaced_without_losing_a_task() -> None:
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 3, 1]
 
 
-def test_grown_host_finishes_what_it_has_while_a_fresh_one_takes_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hosts, "MEMORY_EVERY_TICKS", 1)
+def test_grown_host_finishes_what_it_has_while_a_fresh_one_takes_over() -> None:
     bench = HostBench(grown_bytes_max=1)
     bench.submit(1, "sleep", seconds=3)
     bench.until_counted("hosts_replaced")

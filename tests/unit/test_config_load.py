@@ -70,6 +70,7 @@ def test_every_key_can_come_from_each_of_the_three_sources(tmp_path: Path) -> No
         "heartbeat_interval": "1e0",
         "device_timeout": "3",
         "task_timeout": "60",
+        "task_memory_max": "0",
         "max_retry_count": "0",
         "durability": "normal",
         "executors": "my.tasks,other",

@@ -36,6 +36,15 @@ def test_sources_are_the_clusters_and_data_is_the_workers_own(tmp_path: Path) ->
         assert chosen.data_dir == str(folder.path) != str(tmp_path)
 
 
+def test_limit_of_a_tasks_memory_is_the_configured_one(tmp_path: Path) -> None:
+    config = ClusterConfig(data_dir=str(tmp_path), task_memory_max=300)
+    with DataDir(tmp_path).take_worker_folder() as folder:
+        chosen = host_settings(config, folder, DEVICE_ID)
+
+    assert chosen.rss_bytes_max == 300 * 1024 * 1024
+    assert host_settings(ClusterConfig(task_memory_max=0), folder, DEVICE_ID).rss_bytes_max == 0
+
+
 def test_capabilities_and_samples_pass_the_wire(tmp_path: Path) -> None:
     device = DeviceManager(DEVICE_ID, disk_path=str(tmp_path))
     able = device.capabilities()

@@ -68,6 +68,7 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     heartbeat_interval: float = 5.0
     device_timeout: float = 15.0
     task_timeout: float = 900.0
+    task_memory_max: int = 2048
     max_retry_count: int = 3
     durability: Durability = Durability.FULL
     executors: tuple[str, ...] = ()
@@ -219,6 +220,12 @@ KEYS: Final[tuple[Key, ...]] = (
         Seconds(max=TIMEOUT_MS_MAX / 1000),
         "Longest run of one attempt, in s, unless the task says otherwise.",
         _MASTER,
+    ),
+    Key(
+        "task_memory_max",
+        Whole(min=0, max=2**24),
+        "Most memory of a process that runs tasks, in MiB; one with more is killed. 0: no limit.",
+        _WORKER,
     ),
     Key(
         "max_retry_count",

@@ -43,7 +43,6 @@ CANCEL_GRACE_MS: Final = 2_000
 PING_MS: Final = 1_000
 # Counted in pings sent, not in time: a laptop that slept has not been silent.
 UNANSWERED_MAX: Final = 10
-MEMORY_EVERY_TICKS: Final = 5
 ALONE_HOSTS_MAX: Final = 4
 
 _NEVER: Final = 2**62
@@ -72,7 +71,6 @@ class HostPool:
         self._suspects = Suspects()
         self._due_ms = _NEVER
         self._tick_ms = 0
-        self._ticks = 0
         self._is_closed = False
 
     # --- for the agent --------------------------------------------------------------------------
@@ -350,10 +348,8 @@ class HostPool:
                 self._due_ms = min(self._due_ms, entry.due_ms)
         if self._tick_ms <= now_ms:
             self._tick_ms = now_ms + PING_MS
-            self._ticks += 1
             self._check_loops(now_ms)
-            if self._ticks % MEMORY_EVERY_TICKS == 0:
-                self._check_memory(now_ms)
+            self._check_memory(now_ms)
 
     def _check_loops(self, now_ms: int) -> None:
         """Once a second while something runs: does each loop turn?"""

@@ -25,7 +25,7 @@ from zmqcluster.runtime.clock import Clock, SystemClock
 from zmqcluster.runtime.device_manager import DeviceManager
 from zmqcluster.runtime.doorbell import Doorbell
 from zmqcluster.runtime.hosts import HostPool
-from zmqcluster.runtime.hosts_settings import HostSettings
+from zmqcluster.runtime.hosts_settings import MIB, HostSettings
 from zmqcluster.runtime.spool import Spool
 from zmqcluster.runtime.transport import PeerSockets
 from zmqcluster.runtime.worker_loop import Hosts, WorkerLoop
@@ -179,6 +179,7 @@ def host_settings(config: ClusterConfig, folder: WorkerFolder, device_id: Device
             version=__version__,
         ),
         sync_slots=min(count, SYNC_SLOTS_MAX),
+        rss_bytes_max=config.task_memory_max * MIB,
     )
     return structs.replace(chosen, async_slots=count) if count else chosen
 
