@@ -3,6 +3,10 @@
 Exactly one connection in the world writes or checkpoints (the master lock sees to that): SQLite
 before 3.51.3 can damage a WAL database that two connections checkpoint at once. Readers open the
 file read-only, so they can do neither.
+
+Nobody but SQLite opens the file while a connection of this process is open. Closing any descriptor
+of a file drops all locks the process has on it (POSIX): a tool that looks in then takes itself for
+the last user and deletes the WAL when it goes, while our writer goes on writing to it.
 """
 
 from __future__ import annotations
@@ -71,7 +75,6 @@ def open_reader(path: str | Path) -> Database:
     _require_sqlite()
     if not path.exists():
         raise StorageError(f"there is no database at {path}: start a master with this data_dir")
-    probe_file(path)
     with storage_errors(f"cannot open the database {path}", path):
         database = _connect(path, "ro")
     try:
@@ -86,7 +89,7 @@ def open_reader(path: str | Path) -> Database:
 
 
 class Place:
-    """Where a database file lies: is it still there? 2 us to ask.
+    """Where an open database lies: are the file and its WAL still there? 4 us to ask.
 
     A deleted file can be written to as long as it is open. What is acknowledged then ends with the
     process, and whoever starts a second master there finds no lock.
@@ -94,22 +97,27 @@ class Place:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._file = self._look()
+        self._parts = (self._path, self._path.with_name(self._path.name + "-wal"))
+        self._files = self._look()
 
     def require(self) -> None:
-        """Raises StorageError when the file at this path is not the one it was."""
-        if self._file is None or self._look() != self._file:
+        """Raises StorageError when the files at this path are not the ones they were."""
+        if None in self._files or self._look() != self._files:
             raise StorageError(
                 f"the database {self._path} was moved or deleted while it was in use: what is "
                 "written now would be lost; put it back, or start anew"
             )
 
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def _look(self) -> list[tuple[int, int] | None]:
+        return [_file_at(part) for part in self._parts]
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -73,6 +75,10 @@ def test_a_file_that_was_deleted_or_replaced_while_in_use_is_noticed(tmp_path: P
             place.require()
         away.replace(path)
         place.require()
+
+        path.with_name("cluster.db-wal").unlink()
+        with pytest.raises(StorageError, match="moved or deleted"):
+            place.require()
 
 
 def test_a_reader_cannot_write(tmp_path: Path) -> None:
@@ -261,3 +267,24 @@ def test_a_killed_writer_loses_nothing_it_committed(tmp_path: Path) -> None:
 
     with storage_bench(copy) as bench:
         assert list(bench.queries.tasks_by_id([1, 2, 3])) == [1, 2]
+
+
+_LOOK_IN = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+print(connection.execute("SELECT count(*) FROM tasks").fetchone()[0])
+connection.close()
+"""
+
+
+def test_a_tool_that_looks_in_and_goes_takes_no_log_away_from_the_writer(tmp_path: Path) -> None:
+    with storage_bench(tmp_path) as bench, closing(open_reader(bench.path)):
+        for number in (1, 2):
+            bench.save(task(number))
+
+            looked = subprocess.run(
+                [sys.executable, "-c", _LOOK_IN, str(bench.path)], capture_output=True, check=True
+            )
+
+            assert looked.stdout.split() == [str(number).encode()]
+            assert bench.path.with_name("cluster.db-wal").exists()
