@@ -15,6 +15,11 @@ from executors.base import TaskContext, task
 Path = Annotated[str, Meta(max_length=4096)]
 
 
+def note_start(path: str, context: TaskContext) -> None:
+    """The line that says: this attempt really began."""
+    _trace(path, "start", context.task_id, context.attempt, os.getpid(), time.monotonic())
+
+
 def _trace(path: str, *words: object) -> None:
     """One line, appended in one write: readable from outside at any moment."""
     line = " ".join(map(str, words)) + "\n"
@@ -24,9 +29,12 @@ def _trace(path: str, *words: object) -> None:
 
 
 @task("trace")
-async def trace(context: TaskContext, path: Path, seconds: float = 0.0) -> int:
-    """Say "start", wait, say "end"; lines are: word, task, attempt, pid, monotonic time."""
-    _trace(path, "start", context.task_id, context.attempt, os.getpid(), time.monotonic())
+async def trace(context: TaskContext, path: Path, seconds: float = 0.0, note: str = "") -> int:
+    """Say "start", wait, say "end"; lines are: word, task, attempt, pid, monotonic time.
+
+    note: only takes room.
+    """
+    note_start(path, context)
     await asyncio.sleep(seconds)
     _trace(path, "end", context.task_id, context.attempt, os.getpid(), time.monotonic())
     return context.attempt
@@ -35,7 +43,7 @@ async def trace(context: TaskContext, path: Path, seconds: float = 0.0) -> int:
 @task("trace_sync")
 def trace_sync(context: TaskContext, path: Path, seconds: float = 0.0) -> int:
     """The same in a host process of its own."""
-    _trace(path, "start", context.task_id, context.attempt, os.getpid(), time.monotonic())
+    note_start(path, context)
     time.sleep(seconds)
     _trace(path, "end", context.task_id, context.attempt, os.getpid(), time.monotonic())
     return context.attempt
@@ -56,14 +64,14 @@ def vanish(context: TaskContext) -> None:
 @task("hold_gil")
 def hold_gil(context: TaskContext, path: Path) -> None:
     """Sleep in C without letting any Python thread run."""
-    _trace(path, "start", context.task_id, context.attempt, os.getpid(), time.monotonic())
+    note_start(path, context)
     ctypes.PyDLL(None).sleep(600)
 
 
 @task("hold_loop")
 async def hold_loop(context: TaskContext, path: Path) -> None:
     """Block the asyncio host."""
-    _trace(path, "start", context.task_id, context.attempt, os.getpid(), time.monotonic())
+    note_start(path, context)
     time.sleep(600)  # noqa: ASYNC251  # that is the point
 
 

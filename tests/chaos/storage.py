@@ -1,0 +1,335 @@
+"""Disks that are full, slow, broken, locked, moved and damaged under a master that is at work."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from tests.chaos.catalogue import CAN, Tier, fault
+from tests.chaos.own_tasks import events, submit
+from tests.chaos.rig import Rig
+from tests.support.cluster import Node, wait_until
+
+SHIM: Final = Path(__file__).resolve().parents[1] / "support" / "bad_disk.c"
+SECTOR: Final = 512
+MIB: Final = 1024 * 1024
+
+
+def _can_mount() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder],
+            capture_output=True,
+            check=False,
+        )
+        if mounted.returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
+
+
+CAN["tmpfs"] = lambda: shutil.which("mount") is not None and _can_mount()
+
+
+@fault(61, "the master's disk is full", needs=("tmpfs",))
+def disk_full(rig: Rig) -> None:
+    cluster = rig.cluster
+    with small_disk(cluster.data_dir, 4) as folder:
+        master = cluster.start_master()
+        cluster.start_worker()
+        with rig.load() as load:
+            rig.flows(load, 20)
+            _fill(rig)
+            _stops_with(master, "the disk is full: free some space and start again")
+            again = cluster._start("master", "--master-port", str(cluster.port))
+            _stops_with(again, "space")
+            subprocess.run(["mount", "-o", "remount,size=128m", str(folder)], check=True)
+            cluster.start_master()
+            rig.flows(load, 20)
+        rig.judge()
+        _end_all(rig)
+
+
+@fault(62, "the disk fails at a write, and at a sync", needs=("gcc",))
+def disk_fails(rig: Rig) -> None:
+    cluster = rig.cluster
+    with bad_disk(rig) as orders:
+        master = cluster.start_master()
+        cluster.start_worker()
+        with rig.load() as load:
+            for call in ("write", "sync"):
+                rig.flows(load, 20)
+                orders.write_text(f"{call} {errno.EIO} 0 -wal")
+                _stops_with(master, "the disk failed")
+                again = cluster._start("master", "--master-port", str(cluster.port))
+                _stops_with(again, "the disk failed")
+                orders.unlink()
+                master = cluster.start_master()
+            rig.flows(load, 20)
+        rig.judge()
+
+
+@fault(64, "each sync of the disk takes a second", needs=("gcc",))
+def slow_disk(rig: Rig) -> None:
+    cluster = rig.cluster
+    with bad_disk(rig) as orders:
+        cluster.start_master()
+        cluster.start_worker()
+        with rig.load() as load:
+            rig.flows(load, 20)
+            orders.write_text("sync 0 1000 -wal")
+            began = time.monotonic()
+            rig.flows(load, 15)
+            assert time.monotonic() - began > 1.5, "the disk was slow"
+            # Longer than device_timeout: somebody would have been given up by now.
+            wait_until(lambda: time.monotonic() - began > 4.5, "some seconds of it")
+            orders.unlink()
+            rig.flows(load, 50)
+        rig.judge()
+    assert events(rig, "device_lost") == 0, "heartbeats do not wait for the disk"
+
+
+@fault(65, "somebody reads the database for ten seconds")
+def long_reader(rig: Rig) -> None:
+    cluster = rig.cluster
+    cluster.start_master()
+    cluster.start_worker()
+    wal = cluster.data_dir / "cluster.db-wal"
+    with rig.load() as load:
+        rig.flows(load, 20)
+        with _database(rig) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM tasks").fetchone()
+            _fill(rig, 20)
+            pinned = wal.stat().st_size
+            rig.flows(load, 50)
+        _fill(rig, 3)
+        rig.flows(load, 20)
+        assert pinned > 16 * MIB, "the reader kept the log from being used again"
+        assert wal.stat().st_size < pinned + 8 * MIB, "it is used again"
+    rig.judge()
+
+
+@fault(66, "the database is moved away, or another lies in its place", tier=Tier.QUICK)
+def database_moved(rig: Rig) -> None:
+    cluster = rig.cluster
+    path = cluster.data_dir / "cluster.db"
+    aside = cluster.data_dir / "aside"
+    master = cluster.start_master()
+    cluster.start_worker()
+    with rig.load() as load:
+        for is_replaced in (False, True):
+            rig.flows(load, 10)
+            aside.mkdir()
+            for part in cluster.data_dir.glob("cluster.db*"):
+                part.rename(aside / part.name)
+            if is_replaced:
+                path.write_bytes(b"another")
+            _stops_with(master, "was moved or deleted while it was in use")
+            path.unlink(missing_ok=True)
+            for part in aside.iterdir():
+                part.rename(cluster.data_dir / part.name)
+            aside.rmdir()
+            master = cluster.start_master()
+        rig.flows(load, 10)
+    rig.judge()
+
+
+@fault(67, "bits of the stopped database are flipped")
+def bits_flipped(rig: Rig) -> None:
+    cluster = rig.cluster
+    master = cluster.start_master()
+    cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load, 100)
+    rig.rests()
+    master.end()
+    path = cluster.data_dir / "cluster.db"
+    good = path.read_bytes()
+    rng = Random(rig.seed)
+    refused = 0
+    for sectors in (1, 1, 4, 40, 200):
+        path.write_bytes(_flipped(good, sectors, rng))
+        damaged = cluster._start("master", "--master-port", str(cluster.port))
+        if _starts(damaged):
+            # What is damaged may be a page of no consequence, or a letter of a result; rows that
+            # are counted in an index cannot vanish without being noticed.
+            kept = {row[0] for row in cluster.rows("SELECT task_id FROM tasks")}
+            assert {one for sent in load.submissions for one in sent.task_ids} <= kept
+            damaged.kill()
+        else:
+            refused += 1
+            text = damaged.log.read_text()
+            assert "restore a backup" in text or "is not a database: move it away" in text, text
+        _remove_logs(path)
+    assert refused >= 2, "damage is noticed"
+    path.write_bytes(good)
+    cluster.start_master()
+    rig.judge()
+
+
+@fault(68, "the write-ahead log of a later time lies beside a restored copy")
+def stale_log(rig: Rig) -> None:
+    cluster = rig.cluster
+    path = cluster.data_dir / "cluster.db"
+    master = cluster.start_master()
+    cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load, 50)
+    rig.rests()
+    master.end()
+    copy = path.read_bytes()
+    master = cluster.start_master()
+    _fill(rig, 5)  # More than a checkpoint, so the log is of a database the copy never was.
+    rig.rests()
+    master.kill()
+    newest, log = path.read_bytes(), path.with_name("cluster.db-wal").read_bytes()
+    assert log, "the killed master left its log"
+    path.write_bytes(copy)
+    path.with_name("cluster.db-shm").unlink()
+
+    restored = cluster._start("master", "--master-port", str(cluster.port))
+
+    if _starts(restored):
+        found = sqlite3.connect(path).execute("PRAGMA integrity_check").fetchall()
+        restored.kill()
+        assert found == [("ok",)], f"a mixture of two times is served: {found[:3]}"
+    _remove_logs(path)
+    path.write_bytes(newest)
+    path.with_name("cluster.db-wal").write_bytes(log)
+    cluster.start_master()
+    rig.judge()
+
+
+@fault(69, "a tool holds the database locked for five seconds")
+def lock_held(rig: Rig) -> None:
+    cluster = rig.cluster
+    cluster.start_master()
+    cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load, 20)
+        with _database(rig, isolation_level=None) as holder:
+            holder.execute("BEGIN EXCLUSIVE")
+            began, acknowledged = time.monotonic(), load.acknowledged
+            wait_until(lambda: time.monotonic() - began > 5.0, "five seconds")
+            # One batch may have been on its way.
+            assert load.acknowledged <= acknowledged + 5
+            holder.execute("ROLLBACK")
+        rig.flows(load, 50)
+    rig.judge()
+    assert events(rig, "device_lost") == 0, "heartbeats do not wait for the disk"
+
+
+@fault(70, "the file system turns read-only", needs=("gcc", "tmpfs"))
+def read_only(rig: Rig) -> None:
+    cluster = rig.cluster
+    with small_disk(cluster.data_dir, 64) as folder, bad_disk(rig) as orders:
+        master = cluster.start_master()
+        cluster.start_worker()
+        with rig.load() as load:
+            rig.flows(load, 20)
+            orders.write_text(f"write {errno.EROFS} 0 cluster.db")
+            _stops_with(master, "cannot save to the database")
+            for node in cluster.nodes:
+                node.end()
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+            orders.unlink()
+            again = cluster._start("master", "--master-port", str(cluster.port))
+            assert again.process.wait(20) == 2
+            assert "make it writable" in again.log.read_text(), again.log.read_text()
+            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+            cluster.start_master()
+            cluster.start_worker()
+            rig.flows(load, 20)
+        rig.judge()
+        _end_all(rig)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A disk of this size mounted there. End what uses it before this ends."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = f"size={megabytes}m,mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        # Whoever still has a file open there keeps it until he closes it.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def bad_disk(rig: Rig) -> Iterator[Path]:
+    """Processes started in here have a disk that obeys the file this gives; see bad_disk.c."""
+    library, orders = rig.folder / "bad_disk.so", rig.folder / "orders"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SHIM), "-ldl"], check=True
+    )
+    added = {"LD_PRELOAD": str(library), "BAD_DISK": str(orders)}
+    os.environ.update(added)
+    try:
+        yield orders
+    finally:
+        orders.unlink(missing_ok=True)
+        for name in added:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def _database(rig: Rig, **options: None) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(rig.cluster.data_dir / "cluster.db", timeout=10, **options)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _fill(rig: Rig, megabytes: int = 8) -> None:
+    """Submit so much, or as much as the master takes."""
+    with contextlib.suppress(TimeoutError):
+        for _ in range(megabytes):
+            submit(rig, "trace", 20, data={"path": str(rig.trace), "note": "x" * 50_000})
+
+
+def _stops_with(node: Node, words: str) -> None:
+    """It ends by itself, with code 1 and one line with these words."""
+    wait_until(lambda: node.process.poll() is not None, f"{node.log} ends")
+    text = node.log.read_text()
+    assert node.process.returncode == 1, text
+    assert words in text, text
+
+
+def _starts(node: Node) -> bool:
+    """Whether it came up; it has ended otherwise."""
+    ended = node.process.poll
+    wait_until(lambda: node.says("Master node started") or ended() is not None, "it starts or ends")
+    return ended() is None
+
+
+def _end_all(rig: Rig) -> None:
+    for node in reversed(rig.cluster.nodes):
+        node.end()
+
+
+def _flipped(content: bytes, sectors: int, rng: Random) -> bytes:
+    """Random bytes in so many sectors, wherever they are."""
+    damaged = bytearray(content)
+    for _ in range(sectors):
+        at = rng.randrange(len(content) // SECTOR) * SECTOR
+        damaged[at : at + SECTOR] = rng.randbytes(SECTOR)
+    return bytes(damaged)
+
+
+def _remove_logs(path: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
