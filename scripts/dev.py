@@ -57,7 +57,7 @@ def help_verb(_: list[str]) -> None:
     """show this"""
     print("make VERB, or python3 scripts/dev.py VERB [more words for the tool behind it]\n")
     for name, verb in VERBS.items():
-        print(f"  {name:<7} {verb.__doc__}")
+        print(f"  {name:<8} {verb.__doc__}")
 
 
 def setup(_: list[str]) -> None:
@@ -99,6 +99,24 @@ def accept(rest: list[str]) -> None:
     tool("pytest", *existing(SLOW_TESTS), *rest)
 
 
+def sim(rest: list[str]) -> None:
+    """a minute of the simulation; with words: as they say, see scripts/simulate.py --help"""
+    setup([])
+    tool("python", "scripts/simulate.py", *(rest or ["--minutes", "1"]))
+
+
+def sim_long(rest: list[str]) -> None:
+    """an hour of the simulation, all violations and not only the first"""
+    setup([])
+    tool("python", "scripts/simulate.py", "--minutes", "60", "--failures", "20", *rest)
+
+
+def mutants(rest: list[str]) -> None:
+    """plant bugs, one at a time: the simulation must catch each"""
+    setup([])
+    tool("python", "scripts/mutants.py", *rest)
+
+
 def bench(rest: list[str]) -> None:
     """measure; see docs/performance.md"""
     setup([])
@@ -133,6 +151,9 @@ VERBS = {
     "check": check,
     "test": test,
     "accept": accept,
+    "sim": sim,
+    "sim-long": sim_long,
+    "mutants": mutants,
     "bench": bench,
     "demo": demo,
     "ci": ci,

@@ -145,7 +145,6 @@ class ClientNode:
     # --- the loop -------------------------------------------------------------------------------
 
     def _feed(self, *events: ClientEvent) -> None:
-        self.world.events += len(events) or 1
         for effect in self.core.handle(self.world.now_ms, *events):
             match effect:
                 case SendToMaster(message):

@@ -12,6 +12,7 @@ from tests.simulation.links import Link, PeerEnd
 from tests.simulation.master_node import MasterNode
 from tests.simulation.options import Options
 from tests.simulation.oracle import TERMINAL, Oracle
+from tests.simulation.tape import WorkerTape
 from tests.simulation.worker_node import WorkerNode
 from tests.simulation.workload import LABEL
 from tests.simulation.world import Violation, World
@@ -38,9 +39,17 @@ class Report(Struct, frozen=True):
 class SimCluster:
     """A master, workers, clients and chance."""
 
-    def __init__(self, options: Options, left_out: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        left_out: frozenset[int] = frozenset(),
+        *,
+        keeps_tape: bool = False,
+    ) -> None:
         self.world = World(options, left_out)
         self.oracle = Oracle(self.world)
+        self.oracle.keeps_tape = keeps_tape
+        self.tapes: list[WorkerTape] = []
         self.master = MasterNode(self.world, self.oracle)
         self.oracle.disk = self.master.disk
         self._links = 0

@@ -11,6 +11,7 @@ import msgspec
 from tests.simulation.disk import Disk
 from tests.simulation.links import Link
 from tests.simulation.oracle import Oracle
+from tests.simulation.tape import Boot, Landed, MasterOp, Turned, from_outside
 from tests.simulation.world import Alarm, World
 from zmqcluster import codec
 from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Send
@@ -53,7 +54,7 @@ class MasterNode:
         )
         self.is_up = False
         self.boots = 0
-        self.tape: list[tuple[int, list[Event]]] = []
+        self.tape: list[MasterOp] = []
         self.start()
 
     # --- life -----------------------------------------------------------------------------------
@@ -62,6 +63,8 @@ class MasterNode:
         """Read the disk and serve."""
         world = self.world
         self.boots += 1
+        if self.oracle.keeps_tape:
+            self.tape.append(Boot(world.wall_ms))
         past = self.disk.boot(world.wall_ms)
         self._offset_ms = past.clock_ms - world.now_ms
         self.core = MasterCore(self.settings, past, Random(self.boots))
@@ -158,9 +161,8 @@ class MasterNode:
         wake_ms = core.next_wake_ms()
         now_ms = world.now_ms + self._offset_ms
         if events or (wake_ms is not None and wake_ms <= now_ms):
-            world.events += len(events) or 1
             if self.oracle.keeps_tape:
-                self.tape.append((now_ms, events))
+                self.tape.append(Turned(now_ms, from_outside(events)))
             pipeline.add(core.handle(now_ms, events))
             self.oracle.master_turned(core.state)
         self._commit()
@@ -201,8 +203,7 @@ class MasterNode:
         if world.roll("commit_crashes", options.commit_crashes):
             # The end of a failed commit is unknown: it may be on disk, and nothing was sent.
             if world.chance.random() < 0.5:
-                self.oracle.committing(self.disk, batch)
-                self.disk.apply(batch)
+                self._land(batch)
             self.crash()
             return
         delay_ms = 1
@@ -213,11 +214,16 @@ class MasterNode:
     def _durable(self, boot: int, batch: Changes) -> None:
         if boot != self.boots or not self.is_up:
             return
-        self.oracle.committing(self.disk, batch)
-        self.disk.apply(batch)
+        self._land(batch)
         self.world.note("on disk", data=b"%d" % len(batch.tasks))
         # The writer thread is done; the loop hears of it a little later.
         self.world.at(self.world.rng.choice([0, 0, 1]), self._hear_commit, boot)
+
+    def _land(self, batch: Changes) -> None:
+        if self.oracle.keeps_tape:
+            self.tape.append(Landed())
+        self.oracle.committing(self.disk, batch)
+        self.disk.apply(batch)
 
     def _hear_commit(self, boot: int) -> None:
         if boot == self.boots and self.is_up:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tests.simulation.links import Link
+from tests.simulation.tape import WorkerTape, Woken
 from tests.simulation.workload import LABEL, POOL_OF, run_of
 from tests.simulation.world import Alarm
 from zmqcluster import codec
@@ -102,8 +103,13 @@ class WorkerNode:
             heartbeat_interval_ms=options.beat_ms,
             device_timeout_ms=options.timeout_ms,
         )
-        rng = Random(f"{self.name} {self._boots}")
-        self.core = WorkerCore(settings, rng, list(self.spool.values()))
+        chance = f"{self.name} {self._boots}"
+        kept = tuple(self.spool.values())
+        self.core = WorkerCore(settings, Random(chance), kept)
+        self._tape: WorkerTape | None = None
+        if self.cluster.oracle.keeps_tape:
+            self._tape = WorkerTape(settings, chance, kept)
+            self.cluster.tapes.append(self._tape)
         self.world.note("worker boots", self.name, self._boots)
         self._connect_later()
 
@@ -181,7 +187,8 @@ class WorkerNode:
         if self._pending:
             events = (*self._pending, *events)
             self._pending = []
-        self.world.events += len(events) or 1
+        if self._tape is not None:
+            self._tape.turns.append(Woken(self.now_ms, events))
         for effect in self.core.handle(self.now_ms, *events):
             match effect:
                 case SendToMaster(message):

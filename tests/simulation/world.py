@@ -41,14 +41,15 @@ class Alarm:
             self.set(due_ms)
 
     def _fire(self, armed_ms: int) -> None:
-        if armed_ms != self._armed_ms or self.is_off:
-            return
-        self._armed_ms = NEVER
-        due_ms, self._due_ms = self._due_ms, NEVER
-        if due_ms <= armed_ms:
-            self._wake()
-        elif due_ms < NEVER:
-            self.set(due_ms)
+        if armed_ms == self._armed_ms and not self.is_off:
+            self._armed_ms = NEVER
+            due_ms, self._due_ms = self._due_ms, NEVER
+            if due_ms <= armed_ms:
+                self._wake()
+                return
+            if due_ms < NEVER:
+                self.set(due_ms)
+        self._world.events -= 1
 
 
 class Violation(AssertionError):
@@ -59,7 +60,9 @@ class World:
     """One run: a heap of things to happen, in order of time and of their making.
 
     rng draws what the world is like, chance what goes wrong in it. left_out: numbers of faults
-    that are not injected in this run, though chance drew them.
+    that are not injected in this run, though chance drew them. events: things that happened: a
+    frame arrives or is lost on the way, a process wakes, a run begins or ends, a commit is done, a
+    fault strikes. An alarm that was put off meanwhile is none.
     """
 
     def __init__(self, options: Options, left_out: frozenset[int] = frozenset()) -> None:
@@ -97,6 +100,7 @@ class World:
         if not self._heap:
             return False
         self.now_ms, _, do, args = heappop(self._heap)
+        self.events += 1
         do(*args)
         return True
 
