@@ -149,7 +149,7 @@ def _run_all(
                     live.update(totals.line, refresh=True)
                 elif time.monotonic() - told_s >= LINE_EVERY_S:
                     told_s = time.monotonic()
-                    console.print(totals.line)
+                    console.print(totals.line, soft_wrap=True)
         except KeyboardInterrupt:
             for one in waiting:
                 one.cancel()

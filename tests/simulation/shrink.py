@@ -82,9 +82,7 @@ def shrink(failure: Failure, seconds: float, say: Callable[[str], object]) -> Sm
 class _Shrinker:
     """best: the smallest failure so far; every attempt that fails alike takes its place."""
 
-    def __init__(
-        self, failure: Failure, until_s: float, say: Callable[[str], object]
-    ) -> None:
+    def __init__(self, failure: Failure, until_s: float, say: Callable[[str], object]) -> None:
         self.best = failure
         self._check = failure.check
         self._until_s = until_s
@@ -139,9 +137,7 @@ class _Shrinker:
         return True
 
 
-def minimised(
-    items: Sequence[T], fails: Callable[[Sequence[T]], bool], until_s: float
-) -> list[T]:
+def minimised(items: Sequence[T], fails: Callable[[Sequence[T]], bool], until_s: float) -> list[T]:
     """ddmin (Zeller): a sub-sequence that fails, of which no part found can be left out."""
     kept = list(items)
     parts = 2
