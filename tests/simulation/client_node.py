@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tests.simulation.links import Link
-from tests.simulation.workload import page_spec, plain_specs, rules
+from tests.simulation.oracle import TERMINAL
+from tests.simulation.workload import endless_spec, page_spec, plain_specs, rules
 from tests.simulation.world import Alarm
 from zmqcluster import codec
 from zmqcluster.core.client import ClientCore
@@ -29,14 +30,20 @@ from zmqcluster.messages import (
     ClientMessage,
     DrainDevice,
     RetryTasks,
+    RevokeDevice,
+    SetStrategy,
     Submit,
     Submitted,
     ToClient,
 )
-from zmqcluster.model import JobId, Role, TaskId
+from zmqcluster.model import NO_JOB, DeviceId, JobId, Role, Strategy, TaskId
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import SimCluster
+
+
+CANCEL_AGAIN_MS: Final = 20_000
+REVOKE_AGAIN_MS: Final = 5_000
 
 
 class ClientNode:
@@ -56,6 +63,8 @@ class ClientNode:
         self.jobs: list[JobId] = []
         self.unanswered: list[ClientMessage] = []
         self._asked: dict[bytes, ClientMessage] = {}
+        self._boots = self._marks = 0
+        self._endless: list[TaskId] = []
         self._alarm = Alarm(self.world, self._feed)
         self._connect_later()
         if crawls:
@@ -76,17 +85,38 @@ class ClientNode:
         while left > 0:
             count = min(left, rng.choice([1, 1, 5, 40]))
             left -= count
-            specs = tuple(plain_specs(rng, count, self.world.wall_ms))
+            specs = tuple(plain_specs(rng, self._new_marks(count), self.world.wall_ms))
             message = Submit(self.core.new_request_id(), specs, watch=rng.random() < 0.5)
             self.world.at(rng.randrange(5_000), self._ask, message)
+
+        if options.endless:
+            specs = tuple(map(endless_spec, self._new_marks(options.endless)))
+            message = Submit(self.core.new_request_id(), specs)
+            self.world.at(rng.randrange(5_000), self._ask, message)
+
+    def _new_marks(self, count: int) -> list[str]:
+        """Texts that nobody else puts into a task."""
+        self._marks += count
+        return [f"{self.name} {self._marks - index}" for index in range(count)]
+
+    def _end_endless(self) -> None:
+        """What never ends is cancelled sooner or later; again, as people do who see it running."""
+        tasks = self.cluster.master.disk.tasks
+        is_open = [one for one in self._endless if tasks[one].state not in TERMINAL]
+        if is_open:
+            self._cancel(tuple(is_open))
+        self.world.at(CANCEL_AGAIN_MS, self._end_endless)
+
+    def _cancel(self, task_ids: tuple[TaskId, ...], job_id: JobId = NO_JOB) -> None:
+        self.cluster.oracle.cancel_asked(task_ids, job_id)
+        self._ask(CancelTasks(self.core.new_request_id(), task_ids, job_id))
 
     def cancel_something(self) -> None:
         rng = self.world.chance
         if self.jobs and rng.random() < 0.1:
-            self._ask(CancelTasks(self.core.new_request_id(), (), rng.choice(self.jobs)))
+            self._cancel((), rng.choice(self.jobs))
         elif self.awaited:
-            chosen = rng.choice(sorted(self.awaited))
-            self._ask(CancelTasks(self.core.new_request_id(), (chosen,)))
+            self._cancel((rng.choice(sorted(self.awaited)),))
 
     def retry_something(self) -> None:
         if self.ended:
@@ -96,17 +126,49 @@ class ClientNode:
 
     def drain_something(self) -> None:
         rng = self.world.chance
-        device_id = rng.choice(self.cluster.device_ids)
-        self._ask(DrainDevice(self.core.new_request_id(), device_id, rng.random() < 0.5))
+        self._drain(rng.choice(self.cluster.device_ids), on=rng.random() < 0.5)
+
+    def _drain(self, device_id: DeviceId, *, on: bool) -> None:
+        if not on:
+            self.cluster.oracle.resume_asked(device_id)
+        self._ask(DrainDevice(self.core.new_request_id(), device_id, on))
+
+    def change_strategy(self) -> None:
+        strategy = self.world.chance.choice(list(Strategy))
+        self._ask(SetStrategy(self.core.new_request_id(), strategy))
+
+    def revoke(self, device_id: DeviceId) -> None:
+        """Again and again, until it is carried out."""
+        if device_id not in self.cluster.oracle.revoked:
+            self._ask(RevokeDevice(self.core.new_request_id(), device_id))
+            self.world.at(REVOKE_AGAIN_MS, self.revoke, device_id)
 
     def resume_all(self) -> None:
         for device_id in self.cluster.device_ids:
-            self._ask(DrainDevice(self.core.new_request_id(), device_id, on=False))
+            self._drain(device_id, on=False)
 
     @property
     def is_content(self) -> bool:
         """Nothing it asked for is open."""
         return not self.core.open_requests and self.awaited <= self.ended
+
+    def crash(self) -> None:
+        """The program dies and is started again. It has its requests written down, and asks those
+        again that were not answered, or not; what it waits for it knows, and asks for anew."""
+        world = self.world
+        self._boots += 1
+        link, self.link = self.link, None
+        if link is not None:
+            link.cut(peer_notices=False)
+        self.core = ClientCore(Random(f"{self.name} {self._boots} {world.options.seed}"))
+        asked, self._asked = self._asked, {}
+        for message in asked.values():
+            if world.chance.random() < 0.5:
+                self._ask(message)
+            else:
+                self.unanswered.append(message)
+        self._feed(Await(tuple(sorted(self.awaited))))
+        self._connect_later()
 
     def _ask(self, message: ClientMessage) -> None:
         self._asked[message.request_id] = message
@@ -153,6 +215,7 @@ class ClientNode:
                 case Answered(request_id, answer):
                     self._on_answer(self._asked.pop(request_id), answer)
                 case Unanswered(request_id):
+                    self.cluster.oracle.unanswered(self._asked[request_id])
                     self.unanswered.append(self._asked.pop(request_id))
                 case Ended(end):
                     self.cluster.oracle.heard_end(end)
@@ -172,10 +235,17 @@ class ClientNode:
                 if answer.job_id:
                     self.jobs.append(JobId(answer.job_id))
                 task_ids = tuple(TaskId(one) for one in answer.task_ids)
+                if asked.tasks[0].task_type == "endless":
+                    self._endless += task_ids
+                    self.world.at(1_000, self._end_endless)
                 self.awaited.update(task_ids)
                 self._feed(Await(task_ids))
             case CancelTasks(), Changed():
                 oracle.cancel_acked(answer.task_ids, asked.job_id)
+            case DrainDevice(), Changed() if asked.on:
+                oracle.drain_acked(DeviceId(asked.device_id))
+            case RevokeDevice(), Changed():
+                oracle.revoke_acked(DeviceId(asked.device_id))
             case RetryTasks(), _:
                 oracle.retry_answered(asked.task_ids)
             case _:

@@ -17,6 +17,7 @@ from tests.simulation.worker_node import WorkerNode
 from tests.simulation.workload import LABEL
 from tests.simulation.world import Violation, World
 from zmqcluster.core.rows import TaskRow
+from zmqcluster.model import DeviceId
 
 # After the faults end, everything must have ended within this much virtual time: a back-off takes
 # five minutes at most, and a hung task its deadline.
@@ -55,7 +56,8 @@ class SimCluster:
         self._links = 0
         self._open: dict[bytes, Link] = {}
         names = [f"w{index}" for index in range(options.devices)]
-        self.device_ids = names
+        self.device_ids = [DeviceId(name) for name in names]
+        self.master.enrol(self.device_ids)
         self.workers = [
             WorkerNode(self, name, name, has_label=index == 0) for index, name in enumerate(names)
         ]
@@ -102,6 +104,8 @@ class SimCluster:
             if world.fault("worker_gone"):
                 self.workers[index].kill(down_ms=None)
         world.is_faulty = False
+        world.healed_ms = world.now_ms
+        world.wall_steps += world.wall_step_ms != 0
         world.wall_step_ms = 0
         world.note("healing begins")
         self._resume_all()
@@ -116,6 +120,8 @@ class SimCluster:
             return False
         workers_idle = all(
             not worker.is_up
+            # Whoever lost his key keeps his ends for himself.
+            or self.master.is_denied(worker.principal.device_id)
             or (worker.core.running, worker.core.waiting, worker.core.kept) == (0, 0, 0)
             for worker in self.workers
         )
@@ -131,7 +137,14 @@ class SimCluster:
 
     def _runnable(self) -> list[TaskRow]:
         """Open tasks that some living worker could run."""
-        has_label = any(not one.is_gone for one in self.workers if one.has_label)
+        alive = [
+            one
+            for one in self.workers
+            if not one.is_gone and not self.master.is_denied(one.principal.device_id)
+        ]
+        if not alive:
+            return []
+        has_label = any(one.has_label for one in alive)
         return [
             row
             for row in self.master.disk.tasks.values()
@@ -159,7 +172,7 @@ class SimCluster:
 
     def connect(self, peer: PeerEnd) -> Link | None:
         """A new connection; None: nobody listens."""
-        if not self.master.is_up:
+        if not self.master.is_up or self.master.is_denied(peer.principal.device_id):
             return None
         self._links += 1
         link = Link(self.world, self.master, peer, self._links)
@@ -169,7 +182,7 @@ class SimCluster:
     def _opened(self, link: Link) -> None:
         if not link.is_open:
             return
-        if not self.master.is_up:
+        if not self.master.is_up or self.master.is_denied(link.peer.principal.device_id):
             link.cut(master_notices=False)
             return
         self._open[link.name] = link
@@ -191,8 +204,14 @@ class SimCluster:
             (options.cancels_every_ms, "cancels", self._cancel),
             (options.retries_every_ms, "retries", self._retry),
             (options.drains_every_ms, "drains", self._drain),
+            (options.blackouts_every_ms, "blackouts", self._black_out),
+            (options.terminates_every_ms, "terminates", self._terminate),
+            (options.client_crashes_every_ms, "client_crashes", self._crash_a_client),
+            (options.strategies_every_ms, "strategies", self._change_strategy),
         ):
             world.every(mean_ms, kind, do)
+        if options.revokes:
+            world.at(world.chance.randrange(60_000), self._revoke)
 
     def _a_link(self) -> Link | None:
         self._open = {name: one for name, one in self._open.items() if one.is_open}
@@ -219,6 +238,30 @@ class SimCluster:
             if which != 0:
                 link.down_stalled_ms = until_ms
 
+    def _black_out(self) -> None:
+        """A switch restarts: nothing gets through for a while, and nothing is lost."""
+        until_ms = self.world.now_ms + self.world.chance.choice([1_000, 4_000, 8_000, 15_000])
+        for link in self._open.values():
+            link.up_stalled_ms = link.down_stalled_ms = until_ms
+
+    def _revoke(self) -> None:
+        """The last device loses its key for ever: never the first, which alone has the label."""
+        if self.world.fault("revokes"):
+            self.clients[0].revoke(self.device_ids[-1])
+
+    def _terminate(self) -> None:
+        rng = self.world.chance
+        worker = rng.choice(self.workers)
+        worker.terminate()
+        if rng.random() < 0.4:
+            self.world.at(rng.choice([0, 100, 3_000]), worker.terminate)
+
+    def _crash_a_client(self) -> None:
+        self.world.chance.choice(self.clients).crash()
+
+    def _change_strategy(self) -> None:
+        self.world.chance.choice(self.clients).change_strategy()
+
     def _kill_a_worker(self) -> None:
         rng = self.world.chance
         rng.choice(self.workers).kill(down_ms=rng.choice([0, 300, 3_000, 15_000]))
@@ -231,6 +274,7 @@ class SimCluster:
         self.master.pause(self.world.chance.choice([100, 1_500, 4_000, 20_000]))
 
     def _step_wall(self) -> None:
+        self.world.wall_steps += 1
         self.world.wall_step_ms += self.world.chance.choice(
             [-86_400_000, -3_600_000, -1_500, 1_500, 3_600_000, 86_400_000]
         )

@@ -26,10 +26,11 @@ from zmqcluster.core.events import (
 )
 from zmqcluster.core.master import MasterCore
 from zmqcluster.core.pipeline import Pipeline
+from zmqcluster.core.rows import KeyRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.errors import RemoteProtocolError
-from zmqcluster.messages import Answer, AskExplain
-from zmqcluster.model import Role, Strategy, TaskId
+from zmqcluster.messages import Answer, AskExplain, Welcome
+from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 
 FRAMES_PER_TURN: Final = 256
 TICK_MS: Final = 500
@@ -55,9 +56,21 @@ class MasterNode:
         self.is_up = False
         self.boots = 0
         self.tape: list[MasterOp] = []
-        self.start()
+        self.core: MasterCore
 
     # --- life -----------------------------------------------------------------------------------
+
+    def enrol(self, device_ids: list[DeviceId]) -> None:
+        """These have keys when the first master starts."""
+        for device_id in device_ids:
+            key = device_id.encode()
+            self.disk.keys[key] = KeyRow(key, Role.WORKER, device_id, "", 0)
+        self.start()
+
+    def is_denied(self, device_id: DeviceId) -> bool:
+        """Is the key of this device revoked?"""
+        row = self.disk.keys.get(device_id.encode())
+        return row is not None and row.revoked_wall > 0
 
     def start(self) -> None:
         """Read the disk and serve."""
@@ -76,6 +89,7 @@ class MasterNode:
         self._links: dict[bytes, Link] = {}
         self._is_committed = False
         self._next_tick_ms = 0
+        self._ticked_ms = world.now_ms
         self._alarm = Alarm(world, self._turn)
         self.oracle.master_started(self.core.state.epoch)
         world.note("master starts", self.boots)
@@ -144,6 +158,10 @@ class MasterNode:
         if world.now_ms >= self._next_tick_ms:
             self._next_tick_ms = world.now_ms + TICK_MS
             events.append(Tick(world.wall_ms))
+            if world.now_ms - self._ticked_ms > self.settings.heartbeat_interval_ms:
+                self.oracle.master_stalled()
+            self._ticked_ms = world.now_ms
+            self.oracle.check_leases()
         is_committed, self._is_committed = self._is_committed, False
         committed_turn = 0
         if is_committed:
@@ -163,8 +181,11 @@ class MasterNode:
         if events or (wake_ms is not None and wake_ms <= now_ms):
             if self.oracle.keeps_tape:
                 self.tape.append(Turned(now_ms, from_outside(events)))
-            pipeline.add(core.handle(now_ms, events))
+            turn = core.handle(now_ms, events)
+            pipeline.add(turn)
             self.oracle.master_turned(core.state)
+            if turn.writes:
+                self.oracle.decided(turn.changes)
         self._commit()
         if self.is_up:
             self._plan()
@@ -188,6 +209,7 @@ class MasterNode:
             events.append(TurnedAway("frame_refused", principal.device_id, str(error)))
             return
         self.world.note("master hears", link.name, type(message).__name__, data=frame)
+        self.oracle.master_heard(link.name)
         facts = self.disk.facts(self.core.wants(message))
         events.append(MessageReceived(link.name, principal, message, facts))
 
@@ -199,6 +221,7 @@ class MasterNode:
         if batch is None:
             self._release()
             return
+        self.oracle.commit_begun()
         options = world.options
         if world.roll("commit_crashes", options.commit_crashes):
             # The end of a failed commit is unknown: it may be on disk, and nothing was sent.
@@ -210,6 +233,12 @@ class MasterNode:
         if world.roll("slow_commits", options.slow_commits):
             delay_ms = world.chance.choice([20, 200, 2_000])
         world.at(delay_ms, self._durable, self.boots, batch)
+
+    def _deny(self) -> None:
+        """The door lets nothing more of a revoked key through."""
+        for link in list(self._links.values()):
+            if self.is_denied(link.peer.principal.device_id):
+                link.cut()
 
     def _durable(self, boot: int, batch: Changes) -> None:
         if boot != self.boots or not self.is_up:
@@ -243,12 +272,16 @@ class MasterNode:
                     if link is None:
                         self._answers.append(PeerLost(peer))
                     else:
+                        if isinstance(message, Welcome):
+                            self.oracle.session_opened(link.peer.principal.device_id, peer)
                         link.send_down(codec.encode(message))
                 case Publish(hint):
                     frame = codec.encode(hint)
                     for link in self._links.values():
                         link.publish(frame)
-                case AllowKey() | DenyKey() | Log():
+                case DenyKey():
+                    self._deny()
+                case AllowKey() | Log():
                     pass
                 case _:
                     answer = self.disk.read(action)

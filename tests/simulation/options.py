@@ -17,7 +17,9 @@ FAULTS: Final = (
     "loss", "duplicates", "reorder", "slow_links", "breaks", "half_open", "partitions",
     "worker_kills", "worker_pauses", "worker_gone", "clones", "clock_drift",
     "master_crashes", "commit_crashes", "master_pauses", "wall_steps", "slow_commits",
-    "task_failures", "task_deaths", "task_hangs", "cancels", "retries", "drains", "hostile",
+    "task_failures", "task_deaths", "task_hangs", "endless", "closures", "cancels", "retries",
+    "drains", "hostile", "blackouts", "terminates", "power_losses", "client_crashes", "strategies",
+    "revokes",
 )  # fmt: skip
 
 
@@ -49,10 +51,14 @@ class Options(Struct, frozen=True):
     breaks_every_ms: int = 0
     half_open: float = 0.0
     partitions_every_ms: int = 0
+    blackouts_every_ms: int = 0
     # Workers.
     worker_kills_every_ms: int = 0
     worker_pauses_every_ms: int = 0
     worker_gone: int = 0
+    terminates_every_ms: int = 0
+    power_losses: float = 0.0
+    revokes: int = 0
     clones: int = 0
     clock_drift_ppm: int = 0
     # The master.
@@ -65,9 +71,13 @@ class Options(Struct, frozen=True):
     task_failures: float = 0.0
     task_deaths: float = 0.0
     task_hangs: float = 0.0
+    endless: int = 0
+    closures: float = 0.0
     cancels_every_ms: int = 0
     retries_every_ms: int = 0
     drains_every_ms: int = 0
+    strategies_every_ms: int = 0
+    client_crashes_every_ms: int = 0
     hostile: int = 0
 
     def told(self) -> str:
@@ -98,7 +108,7 @@ def draw(seed: int) -> Options:
         return round(most * rng.random() ** 2, 4) if rng.random() < 0.5 else 0.0
 
     is_tight = rng.random() < 0.5
-    devices = rng.choice([1, 2, 3, 3, 5])
+    devices = rng.choice([1, 2, 3, 4, 5])
     return Options(
         seed,
         devices=devices,
@@ -138,4 +148,12 @@ def draw(seed: int) -> Options:
         retries_every_ms=often(3_000),
         drains_every_ms=often(10_000),
         hostile=rng.choice([0, 0, 1]),
+        blackouts_every_ms=often(20_000),
+        terminates_every_ms=often(10_000),
+        power_losses=rate(0.5),
+        revokes=rng.choice([0, 0, 0, 1]) if devices > 1 else 0,
+        endless=rng.choice([0, 0, 1, 3]),
+        closures=rate(0.3),
+        strategies_every_ms=often(10_000),
+        client_crashes_every_ms=often(10_000),
     )

@@ -13,17 +13,26 @@ from typing import Final, NoReturn
 import msgpack  # type: ignore[import-untyped]  # ships no types
 from msgspec import Struct
 
+from tests.simulation.options import Options
 from tests.simulation.workload import fingerprint, links_of, url_of
 from tests.simulation.world import Violation, World
 from tests.support.core_audit import audit_store
 from tests.support.naive_store import NaiveStore
 from zmqcluster.core.effects import Changes
+from zmqcluster.core.events import Peer
 from zmqcluster.core.invariants import check
 from zmqcluster.core.rows import AssignmentRow, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.errors import InvariantError
-from zmqcluster.messages import Submit, Submitted, TaskEnd, TaskOrder, TaskResult
-from zmqcluster.model import JobId, Outcome, TaskId, TaskState
+from zmqcluster.messages import (
+    ClientMessage,
+    Submit,
+    Submitted,
+    TaskEnd,
+    TaskOrder,
+    TaskResult,
+)
+from zmqcluster.model import DeviceId, JobId, Outcome, TaskId, TaskState
 
 Key = tuple[int, int]
 
@@ -36,6 +45,78 @@ DEATHS_MAX: Final = 3
 # Audits that cost as much as everything there is.
 AUDIT_COMMITS: Final = 500
 CHECK_TURNS: Final = 200
+
+
+# A loss is on disk this long after a lease is over: two slow commits, the next look.
+NOTICED_MS: Final = 7_000
+# From so many devices on, a mass loss is doubted for a while.
+BRAKE_DEVICES: Final = 4
+# A request is repeated for 30 s, and a frame under way for 30 s more.
+FORGOTTEN_MS: Final = 70_000
+# After the faults end, the last downtime and the last stalled frame are over within this time.
+ANSWERED_MS: Final = 25_000
+
+
+class Leases(Struct):
+    """Who was heard when. heard: by connection. sessions: the connection of each device.
+
+    holders, opened_ms: attempts that are out, on disk. forgiven_ms: the master was deaf until then.
+    """
+
+    heard: dict[Peer, int] = {}
+    sessions: dict[DeviceId, Peer] = {}
+    holders: dict[Key, DeviceId] = {}
+    opened_ms: dict[Key, int] = {}
+    forgiven_ms: int = 0
+    braked_ms: int = -(10**9)
+
+    def heard_ms(self, device_id: DeviceId) -> int:
+        peer = self.sessions.get(device_id, b"")
+        return max(self.forgiven_ms, self.heard.get(peer, 0))
+
+    def is_mass_loss(self, now_ms: int, options: Options) -> bool:
+        """Are more than half of at least BRAKE_DEVICES silent?"""
+        margin_ms = options.timeout_ms - options.beat_ms
+        silent = sum(now_ms - self.heard_ms(one) >= margin_ms for one in self.sessions)
+        return len(self.sessions) >= BRAKE_DEVICES and 2 * silent > len(self.sessions)
+
+
+class Closures(Struct):
+    """Sites that said "not now", and from which turn on the master knew (and kept) it.
+
+    A closure counts once it is on disk, for what was handed out in its turn or later.
+    """
+
+    # (turn, rate key, until): decided, being written, on disk.
+    learned: list[tuple[int, str, int]] = []
+    writing: list[tuple[int, str, int]] = []
+    kept: dict[str, list[tuple[int, int]]] = {}
+    decided: dict[tuple[int, int], int] = {}
+    wall_steps: int = 0
+
+    def begin(self) -> None:
+        self.writing, self.learned = self.learned, []
+
+    def committed(self, batch: Changes, wall_steps: int) -> None:
+        for turn, name, until_ms in self.writing:
+            self.kept.setdefault(name, []).append((turn, until_ms))
+        self.writing = []
+        if batch.clock_ms:
+            self.wall_steps = wall_steps
+
+    def forget_undone(self, wall_steps: int) -> None:
+        """A master starts: it knows what is on disk."""
+        self.learned, self.writing = [], []
+        if wall_steps != self.wall_steps:
+            # How long it was away is read off the wall clock, which was set meanwhile.
+            self.kept.clear()
+            self.wall_steps = wall_steps
+
+    def closed_until_ms(self, name: str, key: tuple[int, int]) -> int:
+        """Until when the master knew of it when it handed this attempt out."""
+        turn = self.decided.get(key, 0)
+        closed = [until_ms for at, until_ms in self.kept.get(name, ()) if at <= turn]
+        return max(closed, default=0)
 
 
 class Origin(Struct):
@@ -58,8 +139,12 @@ class Oracle:
         # Attempt number at the moment a cancel was acknowledged.
         self.cancelled: dict[TaskId, int] = {}
         self.cancelled_jobs: set[JobId] = set()
-        # Tasks whose retry was ever asked for, and those where one is still on its way.
-        self.revivable: set[TaskId] = set()
+        # How often it was asked for, and how often it happened.
+        self._revivals_asked: Counter[TaskId] = Counter()
+        self._revivals: Counter[TaskId] = Counter()
+        self._cancels_asked: Counter[TaskId] = Counter()
+        self._cancels: Counter[TaskId] = Counter()
+        self._jobs_cancelled: set[JobId] = set()
         self._retries_open: Counter[TaskId] = Counter()
         self.told: dict[TaskId, TaskEnd] = {}
         self.open_tasks = 0
@@ -71,6 +156,13 @@ class Oracle:
         self._ends: dict[Key, TaskResult] = {}
         self._first_attempt: dict[TaskId, int] = {}
         self._origins: dict[str, Origin] = {}
+        self._marks: dict[bytes, TaskId] = {}
+        self._job_names: dict[str, JobId] = {}
+        self.revoked: set[DeviceId] = set()
+        self._drained: set[DeviceId] = set()
+        self._resumed_ms: dict[DeviceId, int] = {}
+        self._leases = Leases()
+        self._closures = Closures()
 
     def fail(self, text: str) -> NoReturn:
         raise Violation(f"at {self.world.now_ms} ms: {text}")
@@ -81,6 +173,66 @@ class Oracle:
         if epoch <= self._epoch:
             self.fail(f"epoch {epoch} begins after epoch {self._epoch}")
         self._epoch = epoch
+        self._leases.forgiven_ms = self.world.now_ms
+        self._leases.sessions.clear()
+        self._closures.forget_undone(self.world.wall_steps)
+
+    def master_heard(self, peer: Peer) -> None:
+        """Something came over this connection, and is decided upon in this turn."""
+        self._leases.heard[peer] = self.world.now_ms
+
+    def master_stalled(self) -> None:
+        """The master was stopped for a while; every lease begins anew."""
+        self._leases.forgiven_ms = self.world.now_ms
+
+    def session_opened(self, device_id: DeviceId, peer: Peer) -> None:
+        self._leases.sessions[device_id] = peer
+
+    def decided(self, changes: Changes) -> None:
+        """What a turn came to, before it is on disk."""
+        now_ms = self.world.now_ms
+        for key, row in changes.assignments.items():
+            if not row.outcome:
+                self._closures.decided.setdefault(key, self._turns)
+        for event in changes.events:
+            if event.kind == "rate_key_closed":
+                name, _, told = event.detail.partition(" for ")
+                until_ms = now_ms + int(told.split()[0])
+                self._closures.learned.append((self._turns, name, until_ms))
+            elif event.kind == "mass_loss_brake":
+                self._leases.braked_ms = now_ms
+            elif event.kind == "device_lost":
+                self._check_loss(DeviceId(event.device_id), event.detail)
+            elif event.kind == "device_offline":
+                self._leases.sessions.pop(DeviceId(event.device_id), None)
+
+    def commit_begun(self) -> None:
+        self._closures.begin()
+
+    def _check_loss(self, device_id: DeviceId, why: str) -> None:
+        """Nobody is given up before a lease is over, and half the fleet not at once."""
+        options, now_ms, leases = self.world.options, self.world.now_ms, self._leases
+        if why.startswith("silent") and device_id in leases.sessions:
+            silent_ms = now_ms - leases.heard_ms(device_id)
+            if silent_ms < options.timeout_ms:
+                self.fail(f"{device_id} was given up after {silent_ms} ms of silence: {why}")
+            since_ms = now_ms - leases.braked_ms
+            if leases.is_mass_loss(now_ms, options) and since_ms > 8 * options.timeout_ms:
+                self.fail(f"more than half of the devices are silent, and {device_id} is given up")
+        leases.sessions.pop(device_id, None)
+
+    def check_leases(self) -> None:
+        """What a silent device held is taken back in time."""
+        now_ms, options, leases = self.world.now_ms, self.world.options, self._leases
+        patience_ms = options.timeout_ms + NOTICED_MS
+        if len(leases.sessions) >= BRAKE_DEVICES:
+            patience_ms += 8 * options.timeout_ms
+        for key, device_id in leases.holders.items():
+            since_ms = max(leases.heard_ms(device_id), leases.opened_ms[key])
+            if now_ms - since_ms > patience_ms:
+                self.fail(
+                    f"attempt {key} is still with {device_id}, silent for {now_ms - since_ms} ms"
+                )
 
     def master_turned(self, state: MasterState, *, is_due: bool = False) -> None:
         """is_due: look at all of it now, and not only once in a while."""
@@ -94,8 +246,17 @@ class Oracle:
     def committing(self, disk: NaiveStore, batch: Changes) -> None:
         """These rows are about to be on disk."""
         self.commits += 1
+        self._closures.committed(batch, self.world.wall_steps)
+        for job in batch.jobs.values():
+            if job.name and self._job_names.setdefault(job.name, job.job_id) != job.job_id:
+                self.fail(f"one request made two jobs of the name {job.name!r}")
         for key, attempt in batch.assignments.items():
             self._check_attempt(disk, batch, key, attempt)
+            if attempt.outcome:
+                self._leases.holders.pop(key, None)
+            else:
+                self._leases.holders[key] = attempt.device_id
+                self._leases.opened_ms[key] = self.world.now_ms
         for task_id, task in batch.new_tasks.items():
             # Made and changed again while a commit was under way: the later row is the truth.
             task = batch.tasks.get(task_id, task)
@@ -130,6 +291,10 @@ class Oracle:
             parent = _row(disk, batch, task.parent_id)
             if parent.state is not TaskState.COMPLETED:
                 self.fail(f"{_story(task)} is a child of {_story(parent)}")
+        elif task.task_type != "page":
+            former_id = self._marks.setdefault(task.task_data, task.task_id)
+            if former_id != task.task_id:
+                self.fail(f"one request made tasks {former_id} and {task.task_id}")
         if task.state is TaskState.COMPLETED:
             self._check_completed(disk, batch, task)
 
@@ -146,6 +311,11 @@ class Oracle:
             deaths = self._outcomes(disk, batch, task, _DEADLY)
             if deaths < DEATHS_MAX:
                 self.fail(f"{_story(task)} after {deaths} deaths")
+        elif task.state is TaskState.CANCELLED and former.state is not TaskState.CANCELLED:
+            self._cancels[task.task_id] += 1
+            is_asked = self._cancels[task.task_id] <= self._cancels_asked[task.task_id]
+            if not is_asked and task.job_id not in self._jobs_cancelled:
+                self.fail(f"{_story(task)}, and nobody asked for that (again)")
         elif task.state is TaskState.FAILED and former.state is not TaskState.FAILED:
             self._check_failed(disk, batch, task)
         elif task.state in IN_FLIGHT:
@@ -155,8 +325,11 @@ class Oracle:
         if former.state is TaskState.COMPLETED:
             self.fail(f"{_story(former)} became {_story(task)}")
         if (task.state, task.attempt) != (former.state, former.attempt):
-            if task.task_id not in self.revivable:
-                self.fail(f"nobody asked for it, and {_story(former)} became {_story(task)}")
+            self._revivals[task.task_id] += 1
+            if self._revivals[task.task_id] > self._revivals_asked[task.task_id]:
+                self.fail(
+                    f"nobody asked for it (again), and {_story(former)} became {_story(task)}"
+                )
             self._first_attempt[task.task_id] = former.attempt + 1
             self.cancelled.pop(task.task_id, None)
             self.cancelled_jobs.discard(task.job_id)
@@ -205,6 +378,10 @@ class Oracle:
             before = (task_id, number - 1)
             if number > 1 and before not in disk.assignments and before not in batch.assignments:
                 self.fail(f"attempt {number} of {_story(task)} follows no attempt {number - 1}")
+            if attempt.device_id in self._drained:
+                self.fail(f"attempt {number} of {_story(task)} began after its device was drained")
+            if attempt.device_id in self.revoked:
+                self.fail(f"attempt {number} of {_story(task)} began after its device lost its key")
             acked = self.cancelled.get(task_id)
             if acked is not None and number > acked:
                 self.fail(f"attempt {number} of {_story(task)} began after its cancel was acked")
@@ -245,6 +422,12 @@ class Oracle:
         origin = self._origins.setdefault(row.rate_key, Origin())
         key = (order.task_id, order.attempt)
         options, now_ms = self.world.options, self.world.now_ms
+        closed_ms = self._closures.closed_until_ms(row.rate_key, key)
+        if now_ms < closed_ms:
+            self.fail(
+                f"{row.rate_key} said that it is closed for {closed_ms - now_ms} ms more, and "
+                f"{worker} begins {key}, which was handed out since"
+            )
         gap_ms = now_ms - origin.last_ms
         if gap_ms < options.delay_ms:
             self.fail(
@@ -274,6 +457,12 @@ class Oracle:
         key = (result.task_id, result.attempt)
         self._ordered.setdefault(key, worker)
         self._ends.setdefault(key, result)
+
+    def settled(self, worker: str, device_id: DeviceId, key: Key) -> None:
+        """A worker was told that the master has this end on disk."""
+        row = self.disk.assignments.get((TaskId(key[0]), key[1]))
+        if row is not None and row.device_id == device_id and not row.outcome:
+            self.fail(f"{worker} forgets its end of {key}, which no disk has")
 
     def vanished(self, worker: str, order: TaskOrder) -> None:
         """A run died with its worker."""
@@ -320,10 +509,35 @@ class Oracle:
         if job_id and not any(self._retries_open.values()):
             self.cancelled_jobs.add(JobId(job_id))
 
+    def cancel_asked(self, task_ids: Iterable[int], job_id: int) -> None:
+        """A client wants these, or this job, to end."""
+        self._cancels_asked.update(map(TaskId, task_ids))
+        if job_id:
+            self._jobs_cancelled.add(JobId(job_id))
+
+    def drain_acked(self, device_id: DeviceId) -> None:
+        """A client was told that this device is given no new tasks."""
+        # An older order to resume, or a copy of it, may still be under way.
+        if self.world.now_ms - self._resumed_ms.get(device_id, -FORGOTTEN_MS) > FORGOTTEN_MS:
+            self._drained.add(device_id)
+
+    def resume_asked(self, device_id: DeviceId) -> None:
+        self._resumed_ms[device_id] = self.world.now_ms
+        self._drained.discard(device_id)
+
+    def revoke_acked(self, device_id: DeviceId) -> None:
+        self.revoked.add(device_id)
+
+    def unanswered(self, asked: ClientMessage) -> None:
+        """A client asked for 30 s and got no answer."""
+        healed_ms = self.world.healed_ms
+        if healed_ms is not None and self.world.now_ms - healed_ms > ANSWERED_MS:
+            self.fail(f"nobody answered {type(asked).__name__} though nothing was wrong any more")
+
     def retry_asked(self, task_ids: Iterable[int]) -> None:
         """A client wants these to have another life."""
         for task_id in map(TaskId, task_ids):
-            self.revivable.add(task_id)
+            self._revivals_asked[task_id] += 1
             self._retries_open[task_id] += 1
             self.cancelled.pop(task_id, None)
             self.cancelled_jobs.discard(self.disk.tasks[task_id].job_id)

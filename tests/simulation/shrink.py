@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from tests.simulation.cluster import SimCluster
-from tests.simulation.options import FAULTS, Options
+from tests.simulation.options import FAULTS
 from tests.simulation.runs import Case, Failure, check_of, run
 from tests.simulation.tape import (
     Boot,

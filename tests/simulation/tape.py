@@ -162,8 +162,10 @@ class Replay:
                 for result in message.results:
                     self._believe(event.principal.device_id, result)
             case Submit() | CancelTasks() | RetryTasks():
-                self._asked.setdefault(message.request_id, message)
-                if isinstance(message, RetryTasks):
+                if message.request_id not in self._asked and isinstance(message, CancelTasks):
+                    self._oracle.cancel_asked(message.task_ids, message.job_id)
+                is_new = self._asked.setdefault(message.request_id, message) is message
+                if isinstance(message, RetryTasks) and is_new:
                     self._oracle.retry_asked(
                         one for one in message.task_ids if TaskId(one) in self.disk.tasks
                     )

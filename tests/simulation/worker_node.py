@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import msgpack  # type: ignore[import-untyped]  # ships no types
+import msgspec
 from msgspec import Struct
 
 from tests.simulation.links import Link
-from tests.simulation.tape import WorkerTape, Woken
-from tests.simulation.workload import LABEL, POOL_OF, run_of
-from tests.simulation.world import Alarm
+from tests.simulation.tape import Woken, WorkerTape
+from tests.simulation.workload import LABEL, POOL_OF, origin_of, run_of
+from tests.simulation.world import Alarm, World
 from zmqcluster import codec
 from zmqcluster.core.events import Principal
 from zmqcluster.core.worker import WorkerCore
@@ -19,6 +21,7 @@ from zmqcluster.core.worker_events import (
     Disconnected,
     ForgetResults,
     FromMaster,
+    HostReport,
     HostsReported,
     KillTask,
     Reconnect,
@@ -32,7 +35,12 @@ from zmqcluster.core.worker_events import (
 )
 from zmqcluster.messages import (
     AttemptRef,
+    Heartbeat,
+    Hello,
     PoolOffer,
+    ProgressNote,
+    RateRule,
+    ResultAck,
     Started,
     TaskOrder,
     TaskResult,
@@ -44,6 +52,9 @@ if TYPE_CHECKING:
     from tests.simulation.cluster import SimCluster
 
 Key = tuple[int, int]
+
+# An end is on disk, or settled, within the worker's own SPOOL_AFTER_MS; and something on top.
+SPOOLED_WITHIN_MS: Final = 1_000
 
 
 class Going(Struct):
@@ -91,6 +102,9 @@ class WorkerNode:
         self._boots += 1
         self.is_up, self._is_paused = True, False
         self._going: dict[Key, Going] = {}
+        # Ends that this process knows of, and when it learned of them, until they are settled.
+        self._unsettled: dict[Key, int] = dict.fromkeys(self.spool, self.world.now_ms)
+        self._resumed_ms = 0
         self._pending: list[WorkerEvent] = []
         self._alarm = Alarm(self.world, self._feed)
         settings = WorkerSettings(
@@ -119,6 +133,10 @@ class WorkerNode:
             self.is_gone = self.is_gone or down_ms is None
             return
         self.world.note("worker dies", self.name)
+        self._check_spool()
+        if self.world.roll("power_losses", self.world.options.power_losses):
+            # What was written a moment ago was still on its way to the disk.
+            self.spool.clear()
         self.is_up, self._alarm.is_off = False, True
         self._hosts_die()
         link, self.link = self.link, None
@@ -140,6 +158,7 @@ class WorkerNode:
     def _resume(self, boot: int) -> None:
         if self.is_up and boot == self._boots:
             self._is_paused = False
+            self._resumed_ms = self.world.now_ms
             self._feed()
 
     # --- links ----------------------------------------------------------------------------------
@@ -154,6 +173,14 @@ class WorkerNode:
         if self.link is None:
             self._connect_later()
 
+    def _check_spool(self) -> None:
+        """What ended a while ago and is not settled must survive the end of this process."""
+        now_ms = self.world.now_ms
+        for key, ended_ms in self._unsettled.items():
+            is_due = now_ms - max(ended_ms, self._resumed_ms) > SPOOLED_WITHIN_MS
+            if is_due and not self._is_paused and key not in self.spool:
+                self.cluster.oracle.fail(f"{self.name} dies, and its end of {key} is nowhere")
+
     def linked(self, link: Link) -> None:
         if link is self.link and self.is_up:
             self._feed(Connected())
@@ -167,8 +194,16 @@ class WorkerNode:
     def hear(self, link: Link, frame: bytes) -> None:
         if link is self.link and self.is_up:
             message = codec.decode_to_worker(frame)
+            if isinstance(message, ResultAck):
+                self._settle(message)
             self.world.note("worker hears", self.name, type(message).__name__, data=frame)
             self._feed(FromMaster(message))
+
+    def _settle(self, message: ResultAck) -> None:
+        for ref in message.refs:
+            key = (ref.task_id, ref.attempt)
+            if self._unsettled.pop(key, None) is not None:
+                self.cluster.oracle.settled(self.name, self.principal.device_id, key)
 
     def hear_hint(self, frame: bytes) -> None:
         if self.is_up:
@@ -177,6 +212,7 @@ class WorkerNode:
     # --- the loop -------------------------------------------------------------------------------
 
     def terminate(self) -> None:
+        """SIGTERM: it drains; and at once, when it comes again."""
         if self.is_up:
             self._feed(Terminated())
 
@@ -192,6 +228,8 @@ class WorkerNode:
         for effect in self.core.handle(self.now_ms, *events):
             match effect:
                 case SendToMaster(message):
+                    if isinstance(message, Heartbeat | Hello):
+                        self._check_inventory(message)
                     if self.link is not None:
                         self.link.send_up(codec.encode(message))
                 case RunTasks(orders):
@@ -210,6 +248,13 @@ class WorkerNode:
                     self._stopped(effect)
                     return
         self._plan()
+
+    def _check_inventory(self, message: Heartbeat | Hello) -> None:
+        """Whatever is held and not told of is taken for lost."""
+        told = {(one.task_id, one.attempt) for one in message.inventory}
+        for key in (*self._going, *self._unsettled):
+            if key not in told:
+                self.cluster.oracle.fail(f"{self.name} holds {key} and does not list it")
 
     def _plan(self) -> None:
         now_ms = self.now_ms
@@ -256,6 +301,11 @@ class WorkerNode:
             return
         going.began = True
         self.cluster.oracle.began(self.name, order)
+        self._report(ProgressNote(order.task_id, order.attempt, 0.0, "begun"))
+        if not self._is_current(boot, going):
+            return
+        if order.start_within_ms and self.world.roll("closures", self.world.options.closures / 2):
+            self._report(closing_rule(order, self.world))
         self.world.at(runs_ms, self._finish, boot, going)
         if order.start_within_ms:
             self._report(Started((AttemptRef(order.task_id, order.attempt),)))
@@ -266,7 +316,11 @@ class WorkerNode:
         if self._is_paused:
             self.world.at(50, self._finish, boot, going)
         elif going.result is not None:
-            self._end(going, going.result)
+            result, order = going.result, going.order
+            if order.start_within_ms and self.world.roll("closures", self.world.options.closures):
+                rules = (closing_rule(order, self.world),)
+                result = msgspec.structs.replace(result, rates=rules)
+            self._end(going, result)
 
     def _kill_run(self, ref: AttemptRef, outcome: Outcome) -> None:
         """The process is gone a moment later; a run that ends in that moment ends as it does."""
@@ -286,10 +340,11 @@ class WorkerNode:
     def _end(self, going: Going, result: TaskResult) -> None:
         key = (result.task_id, result.attempt)
         del self._going[key]
+        self._unsettled[key] = self.world.now_ms
         self.cluster.oracle.ended(self.name, going.order, result, began=going.began)
         self._report(result)
 
-    def _report(self, report: Started | TaskResult) -> None:
+    def _report(self, report: HostReport) -> None:
         self._feed(HostsReported((report,)))
 
     def _is_current(self, boot: int, going: Going) -> bool:
@@ -300,6 +355,13 @@ class WorkerNode:
         for going in self._going.values():
             self.cluster.oracle.vanished(self.name, going.order)
         self._going.clear()
+
+
+def closing_rule(order: TaskOrder, world: World) -> RateRule:
+    """The site said: not now (Retry-After)."""
+    page = msgpack.unpackb(order.data)["page"]
+    closed_for_ms = world.chance.choice([500, 3_000, 10_000])
+    return RateRule(origin_of(page, world.options), closed_for_ms=closed_for_ms)
 
 
 def ended_ref(result: TaskResult) -> AttemptRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from random import Random
 from typing import Final
@@ -11,10 +12,16 @@ from msgspec import Struct
 
 from tests.simulation.options import Options
 from zmqcluster.messages import RateRule, Record, TaskOrder, TaskResult, TaskSpec
-from zmqcluster.model import Outcome, Pool
+from zmqcluster.model import TIMEOUT_MS_MAX, Outcome, Pool
 
 # Task types and their pools. A page has links; the others stand alone.
-POOL_OF: Final = {"page": Pool.ASYNC, "quick": Pool.ASYNC, "slow": Pool.SYNC, "poison": Pool.SYNC}
+POOL_OF: Final = {
+    "page": Pool.ASYNC,
+    "quick": Pool.ASYNC,
+    "slow": Pool.SYNC,
+    "poison": Pool.SYNC,
+    "endless": Pool.SYNC,
+}
 LABEL: Final = "gpu"
 _RETRIES: Final = 50
 _LINKS: Final = 4
@@ -64,19 +71,25 @@ def rules(options: Options) -> tuple[RateRule, ...]:
     )
 
 
-def plain_specs(rng: Random, count: int, wall_ms: int) -> list[TaskSpec]:
-    """A mixed batch: priorities, labels, schedules, unique keys that repeat."""
-    return [_plain_spec(rng, wall_ms) for _ in range(count)]
+def plain_specs(rng: Random, marks: Iterable[str], wall_ms: int) -> list[TaskSpec]:
+    """A mixed batch: priorities, labels, schedules, unique keys that repeat. marks: no two alike,
+    so that a task that is made twice shows."""
+    return [_plain_spec(rng, wall_ms, mark) for mark in marks]
 
 
-def _plain_spec(rng: Random, wall_ms: int) -> TaskSpec:
+def endless_spec(mark: str) -> TaskSpec:
+    """Ends only when it is cancelled, or with its worker."""
+    return TaskSpec("endless", pack({"mark": mark}), timeout_ms=TIMEOUT_MS_MAX)
+
+
+def _plain_spec(rng: Random, wall_ms: int, mark: str) -> TaskSpec:
     task_type = rng.choices(["quick", "slow", "poison"], [60, 30, 2])[0]
     return TaskSpec(
         task_type,
-        pack({"n": rng.randrange(1_000)}),
+        pack({"mark": mark}),
         priority=rng.randrange(10),
         max_retry_count=rng.choice([0, 1, 2, _RETRIES]),
-        timeout_ms=rng.choice([500, 20_000, 20_000]),
+        timeout_ms=rng.choice([500, 3_000, 20_000, 20_000]),
         not_before_ms=wall_ms + rng.randrange(5_000) if rng.random() < 0.1 else 0,
         unique_key=f"k{rng.randrange(20)}" if rng.random() < 0.2 else "",
         labels=(LABEL,) if rng.random() < 0.1 else (),
@@ -89,6 +102,8 @@ def run_of(order: TaskOrder, options: Options, rng: Random, *, is_faulty: bool) 
     runs_ms = rng.choice([0, 0, 1, 5, 60, 400] if order.task_type == "slow" else [0, 1, 20])
     begins_ms = rng.choice([0, 0, 1, 10])
     roll = rng.random()
+    if order.task_type == "endless":
+        return Run(begins_ms, order.timeout_ms, None)
     if order.task_type == "poison":
         return Run(begins_ms, runs_ms, TaskResult(*key, Outcome.DIED, error="segfault"))
     if is_faulty:

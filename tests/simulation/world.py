@@ -71,6 +71,10 @@ class World:
         self.chance = Random(f"chance {options.seed}")
         self.now_ms = 0
         self.wall_step_ms = 0
+        # How often somebody set the wall clock.
+        self.wall_steps = 0
+        # When the faults ended.
+        self.healed_ms: int | None = None
         self.is_faulty = True
         self.events = 0
         self.faults: Counter[str] = Counter()

@@ -89,6 +89,8 @@ class MasterBench:
         self._seed = seed
         self.peers: dict[str, bytes] = {}
         self._boots: dict[str, int] = {}
+        # What each device said last when it greeted.
+        self.hellos: dict[str, Hello] = {}
         self.core = self._start()
 
     # --- the master -----------------------------------------------------------------------------
@@ -200,6 +202,7 @@ class MasterBench:
             credit=credit,
             inventory=inventory,
         )
+        self.hellos[name] = hello
         self.hears(name, hello)
         orders = [one for one in self.sends if isinstance(one.message, Assign)]
         self.sends = [one for one in self.sends if one not in orders]

@@ -99,6 +99,41 @@ def test_a_lost_start_may_still_happen_within_its_window(master: MasterBench) ->
     assert master.now_ms >= lost_ms + order.start_within_ms + DELAY_MS
 
 
+def test_a_start_still_on_its_way_may_happen_until_the_lease_is_over(master: MasterBench) -> None:
+    master.device("d1")
+    delayed(master, 1)
+    one(master, "d1")
+    master.device("d2")
+    master.advance(BEAT_MS + 1_500)
+    master.beat("d2")
+    master.beat("d1")
+    lost_ms = master.now_ms
+    assert "task_dispatch_lost" in master.event_kinds()
+
+    while not master.orders("d2"):
+        master.advance(BEAT_MS)
+        master.beat("d2")
+
+    assert master.now_ms >= lost_ms + Settings().device_timeout_ms + DELAY_MS
+
+
+def test_a_start_sent_before_a_repeated_hello_is_answered_may_still_happen(
+    master: MasterBench,
+) -> None:
+    delayed(master, 1)
+    master.device("d1")
+    one(master, "d1")
+    master.device("d2")
+    lost_ms = master.now_ms
+
+    master.hears("d1", master.hellos["d1"])
+    while not master.orders("d2") + master.orders("d1"):
+        master.advance(BEAT_MS)
+        master.beat("d2")
+
+    assert master.now_ms >= lost_ms + Settings().device_timeout_ms + DELAY_MS
+
+
 def test_what_was_returned_unstarted_costs_the_key_nothing(master: MasterBench) -> None:
     master.device("d1")
     delayed(master, 1)

@@ -99,14 +99,16 @@ class TaskDispatcher:
         run_us: int = 0,
         retry_after_ms: int = 0,
         is_unheard: bool = False,
+        begins_within_ms: int | None = None,
     ) -> None:
         """An attempt in flight is over: charge it to the task and move the task on.
 
         is_unheard: its holder did not say so; if it does yet, `take_back` comes first.
+        begins_within_ms: how long its holder may still begin it; None: for the start window.
         """
         state, task = self._state, flight.task
         state.land(flight)
-        self._release_key(flight, outcome)
+        self._release_key(flight, outcome, begins_within_ms or state.settings.start_within_ms)
         state.record_end(task, outcome, run_us, error)
         if is_unheard:
             is_death = outcome is Outcome.DEVICE_LOST and flight.begun
@@ -183,7 +185,7 @@ class TaskDispatcher:
                 return False
         return True
 
-    def _release_key(self, flight: Flight, outcome: Outcome) -> None:
+    def _release_key(self, flight: Flight, outcome: Outcome, within_ms: int) -> None:
         state = self._state
         rate = state.rates.get(flight.task.rate_key)
         if rate is None:
@@ -191,7 +193,6 @@ class TaskDispatcher:
         is_unsure = outcome in (Outcome.DEVICE_LOST, Outcome.DISPATCH_LOST)
         if is_unsure or (outcome is Outcome.RETURNED and flight.begun):
             # A host that is being ended may still have its request open.
-            within_ms = state.settings.start_within_ms
             rate.lost(state.now_ms, within_ms, was_starting=flight.is_starting)
         else:
             has_run = flight.begun or outcome is not Outcome.RETURNED

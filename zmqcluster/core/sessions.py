@@ -64,10 +64,18 @@ def on_hello(
         state.send(peer, Refused(b"", code, problem))
         return
     device = _device_for(state, message)
+    # A Hello said again: what was sent in between may reach the device before our answer.
+    is_repeated = device.peer == peer
     has_rebooted = device.boot_id not in (b"", message.boot_id)
     _open_session(state, device, peer, message)
     aborted = reconcile(
-        state, dispatcher, device, message.inventory, is_hello=True, has_rebooted=has_rebooted
+        state,
+        dispatcher,
+        device,
+        message.inventory,
+        is_hello=True,
+        has_rebooted=has_rebooted,
+        is_repeated=is_repeated,
     )
     state.fleet.join(device)
     device_id = device.device_id
@@ -203,6 +211,7 @@ def reconcile(
     *,
     is_hello: bool = False,
     has_rebooted: bool = False,
+    is_repeated: bool = False,
 ) -> tuple[AttemptRef, ...]:
     """Make our record of a device's attempts and its own inventory agree.
 
@@ -227,7 +236,9 @@ def reconcile(
         if flight.task.cancel_requested and held.phase in (QUEUED, RUNNING):
             unwanted.append(AttemptRef(held.task_id, held.attempt))
     if matched != len(device.flights):
-        _take_back_missing(state, dispatcher, device, listed, is_hello, has_rebooted)
+        _take_back_missing(
+            state, dispatcher, device, listed, is_hello, has_rebooted, is_repeated
+        )
     return tuple(unwanted)
 
 
@@ -238,10 +249,16 @@ def _take_back_missing(
     listed: set[tuple[int, int]],
     is_hello: bool,
     has_rebooted: bool,
+    is_repeated: bool,
 ) -> None:
-    """Attempts we believe this device has, and it does not list."""
+    """Attempts we believe this device has, and it does not list.
+
+    An Assign that may still be on its way over a living connection arrives before any later word
+    of ours; until then the lease of its device ends no later than counted from now.
+    """
     patience_ms = state.settings.heartbeat_interval_ms + 1_000
     lost = partial(dispatcher.end, is_unheard=True)
+    lease_ms = state.settings.device_timeout_ms
     for flight in list(device.flights.values()):
         if (flight.task.task_id, flight.task.attempt) in listed:
             continue
@@ -249,9 +266,12 @@ def _take_back_missing(
             lost(flight, Outcome.DEVICE_LOST, error="its device was restarted")
         elif is_hello or device.beat_seq >= flight.seq:
             # It has seen our Assign, or has a new session, and still does not list the attempt.
-            lost(flight, Outcome.DISPATCH_LOST, error="the device does not have it")
+            within_ms = lease_ms if is_repeated else None
+            error = "the device does not have it"
+            lost(flight, Outcome.DISPATCH_LOST, error=error, begins_within_ms=within_ms)
         elif state.now_ms - flight.sent_ms > patience_ms:
-            lost(flight, Outcome.DISPATCH_LOST, error="the dispatch never arrived")
+            error = "the dispatch never arrived"
+            lost(flight, Outcome.DISPATCH_LOST, error=error, begins_within_ms=lease_ms)
 
 
 def _adopt(
