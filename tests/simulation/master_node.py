@@ -29,7 +29,7 @@ from zmqcluster.core.pipeline import Pipeline
 from zmqcluster.core.rows import KeyRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.errors import RemoteProtocolError
-from zmqcluster.messages import Answer, AskExplain, Welcome
+from zmqcluster.messages import Answer, AskExplain
 from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 
 FRAMES_PER_TURN: Final = 256
@@ -185,7 +185,7 @@ class MasterNode:
             pipeline.add(turn)
             self.oracle.master_turned(core.state)
             if turn.writes:
-                self.oracle.decided(turn.changes)
+                self.oracle.decided(turn.changes, turn.actions)
         self._commit()
         if self.is_up:
             self._plan()
@@ -272,8 +272,6 @@ class MasterNode:
                     if link is None:
                         self._answers.append(PeerLost(peer))
                     else:
-                        if isinstance(message, Welcome):
-                            self.oracle.session_opened(link.peer.principal.device_id, peer)
                         link.send_down(codec.encode(message))
                 case Publish(hint):
                     frame = codec.encode(hint)

@@ -7,7 +7,7 @@ judges. What it checks at a commit costs as much as the commit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
@@ -18,7 +18,7 @@ from tests.simulation.workload import fingerprint, links_of, url_of
 from tests.simulation.world import Violation, World
 from tests.support.core_audit import audit_store
 from tests.support.naive_store import NaiveStore
-from zmqcluster.core.effects import Changes
+from zmqcluster.core.effects import Action, Changes, Send
 from zmqcluster.core.events import Peer
 from zmqcluster.core.invariants import check
 from zmqcluster.core.rows import AssignmentRow, TaskRow
@@ -31,6 +31,7 @@ from zmqcluster.messages import (
     TaskEnd,
     TaskOrder,
     TaskResult,
+    Welcome,
 )
 from zmqcluster.model import DeviceId, JobId, Outcome, TaskId, TaskState
 
@@ -67,12 +68,19 @@ class Leases(Struct):
     sessions: dict[DeviceId, Peer] = {}
     holders: dict[Key, DeviceId] = {}
     opened_ms: dict[Key, int] = {}
+    # When a session ended, as the master decided it: what it held is taken back from then on.
+    closed_ms: dict[DeviceId, int] = {}
     forgiven_ms: int = 0
     braked_ms: int = -(10**9)
 
+    def close(self, device_id: DeviceId, now_ms: int) -> None:
+        self.sessions.pop(device_id, None)
+        self.closed_ms[device_id] = now_ms
+
     def heard_ms(self, device_id: DeviceId) -> int:
-        peer = self.sessions.get(device_id, b"")
-        return max(self.forgiven_ms, self.heard.get(peer, 0))
+        peer = self.sessions.get(device_id)
+        heard_ms = self.closed_ms.get(device_id, 0) if peer is None else self.heard.get(peer, 0)
+        return max(self.forgiven_ms, heard_ms)
 
     def is_mass_loss(self, now_ms: int, options: Options) -> bool:
         """Are more than half of at least BRAKE_DEVICES silent?"""
@@ -185,12 +193,9 @@ class Oracle:
         """The master was stopped for a while; every lease begins anew."""
         self._leases.forgiven_ms = self.world.now_ms
 
-    def session_opened(self, device_id: DeviceId, peer: Peer) -> None:
-        self._leases.sessions[device_id] = peer
-
-    def decided(self, changes: Changes) -> None:
+    def decided(self, changes: Changes, actions: list[Action]) -> None:
         """What a turn came to, before it is on disk."""
-        now_ms = self.world.now_ms
+        now_ms, welcomed = self.world.now_ms, _welcomed(actions)
         for key, row in changes.assignments.items():
             if not row.outcome:
                 self._closures.decided.setdefault(key, self._turns)
@@ -199,12 +204,14 @@ class Oracle:
                 name, _, told = event.detail.partition(" for ")
                 until_ms = now_ms + int(told.split()[0])
                 self._closures.learned.append((self._turns, name, until_ms))
+            elif event.kind == "device_online":
+                self._leases.sessions[DeviceId(event.device_id)] = next(welcomed)
             elif event.kind == "mass_loss_brake":
                 self._leases.braked_ms = now_ms
             elif event.kind == "device_lost":
                 self._check_loss(DeviceId(event.device_id), event.detail)
             elif event.kind == "device_offline":
-                self._leases.sessions.pop(DeviceId(event.device_id), None)
+                self._leases.close(DeviceId(event.device_id), now_ms)
 
     def commit_begun(self) -> None:
         self._closures.begin()
@@ -219,7 +226,7 @@ class Oracle:
             since_ms = now_ms - leases.braked_ms
             if leases.is_mass_loss(now_ms, options) and since_ms > 8 * options.timeout_ms:
                 self.fail(f"more than half of the devices are silent, and {device_id} is given up")
-        leases.sessions.pop(device_id, None)
+        leases.close(device_id, now_ms)
 
     def check_leases(self) -> None:
         """What a silent device held is taken back in time."""
@@ -597,6 +604,13 @@ class Oracle:
                 has_record = ("pages", f"{job_id} {page}") in self.disk.records
                 if has_record != (row.state is TaskState.COMPLETED):
                     self.fail(f"{_story(row)}: {url_of(page, options)} has a record: {has_record}")
+
+
+def _welcomed(actions: list[Action]) -> Iterator[Peer]:
+    """The connections that are told Welcome, in the order in which their devices greeted."""
+    for one in actions:
+        if isinstance(one, Send) and isinstance(one.message, Welcome):
+            yield one.peer
 
 
 def _row(disk: NaiveStore, batch: Changes, task_id: TaskId) -> TaskRow:
