@@ -21,12 +21,12 @@ from typing import Final
 
 from rich.console import Console
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.mutants.planting import Mutant, NotPlanted, plant
 from tests.mutants.table import MUTANTS
 
+ROOT: Final = Path(__file__).resolve().parent.parent
 SEEDS: Final = 2_000
 # Most bugs show early in a run, and another seed is another swarm: short runs catch sooner.
 EVENTS: Final = 6_000

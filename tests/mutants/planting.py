@@ -61,7 +61,7 @@ def _folder(module: str) -> str:
     spec = importlib.util.find_spec(package)
     assert spec is not None, package
     assert spec.submodule_search_locations, package
-    return list(spec.submodule_search_locations)[0]
+    return next(iter(spec.submodule_search_locations))
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -87,6 +87,19 @@ MUTANTS: Final = (
         "return bool(result.children) and TaskId(result.task_id) in facts.tasks",
         "return False",
         "children are queued twice: their keys were not looked up",
+        (
+            "window_tasks=4",
+            "lane_tasks=2",
+            "delayed_tasks=2",
+            "devices=2",
+            "pages=40",
+            "task_failures=0",
+            "cancels_every_ms=0",
+            "master_crashes_every_ms=2400",
+            "worker_pauses_every_ms=3000",
+            "clones=0",
+            "hostile=0",
+        ),
     ),
     # --- commit before send ------------------------------------------------------------------
     Mutant(
@@ -144,8 +157,8 @@ MUTANTS: Final = (
     Mutant(
         "slot_leak",
         _CORE + "worker_queue",
-        "        self._lanes[work.pool].running -= 1\n        self.running -= 1\n",
-        "        self._lanes[work.pool].running -= not self._parked\n        self.running -= 1\n",
+        "        self._lanes[work.pool].running -= 1\n",
+        "",
         "a slot that was used once is never free again, for the worker",
     ),
     Mutant(
@@ -158,18 +171,9 @@ MUTANTS: Final = (
     Mutant(
         "hello_without_inventory",
         _CORE + "sessions",
-        "    aborted = reconcile(\n"
-        "        state, dispatcher, device, message.inventory, is_hello=True, has_rebooted=has_rebooted\n"
-        "    )\n",
-        "    aborted: tuple[AttemptRef, ...] = ()\n",
-        "a session opens and both sides believe different things",
-    ),
-    Mutant(
-        "stale_session_counts",
-        _CORE + "master",
-        "device = self._state.fleet.by_peer.get(peer)\n                if device",
-        "device = self._state.fleet.devices.get(principal.device_id)\n                if device",
-        "what an ended session says renews the lease of the device",
+        "        message.inventory,\n        is_hello=True,\n",
+        "        (),\n        is_hello=True,\n",
+        "running work is thrown away because a connection broke",
     ),
     Mutant(
         "lease_not_rearmed",
@@ -220,6 +224,12 @@ MUTANTS: Final = (
         "        job.state = JobState.CANCELLED\n        state.save_job(job)\n",
         "        job.state = JobState.CANCELLED\n",
         "a master that dies forgets that a job was cancelled",
+        (
+            "master_crashes_every_ms=2400",
+            "cancels_every_ms=600",
+            "hostile=0",
+            "commit_crashes=0.01",
+        ),
     ),
     Mutant(
         "cancelled_job_is_dispatched",
@@ -265,6 +275,14 @@ MUTANTS: Final = (
         "        task = find(state, task_id, facts)\n"
         "        why",
         "an old retry that comes again revives what has ended since",
+        (
+            "duplicates=0.2",
+            "loss=0.1",
+            "retries_every_ms=900",
+            "cancels_every_ms=600",
+            "hostile=0",
+            "task_failures=0.3",
+        ),
     ),
     Mutant(
         "cancel_not_idempotent",
@@ -274,6 +292,7 @@ MUTANTS: Final = (
         "    if message.job_id:\n",
         "    if message.job_id:\n",
         "an old cancel that comes again cancels what was revived since",
+        ("duplicates=0.2", "loss=0.1", "retries_every_ms=900", "cancels_every_ms=600", "hostile=0"),
     ),
     Mutant(
         "submission_not_on_disk",
@@ -321,8 +340,8 @@ MUTANTS: Final = (
     Mutant(
         "lost_key_opens_at_once",
         _CORE + "rates",
-        "            self.next_at_ms = max(self.next_at_ms, now_ms + start_within_ms + self.delay_ms)\n",
-        "            pass\n",
+        "max(self.next_at_ms, now_ms + start_within_ms + self.delay_ms)",
+        "self.next_at_ms",
         "a lost attempt hits the site beside the next one",
     ),
     Mutant(
@@ -346,14 +365,23 @@ MUTANTS: Final = (
         "        late: list[AttemptRef] = []\n",
         "an order that waited too long still hits the site",
     ),
-    Mutant(
-        "starts_not_told",
-        _CORE + "worker_queue",
-        "            self._at_once.append(work.ref)\n",
-        "            pass\n",
-        "the master never learns when a site was hit",
-    ),
     # --- the backlog --------------------------------------------------------------------------
+    Mutant(
+        "start_told_too_early",
+        _CORE + "worker_queue",
+        "                self._starting[work.order.task_id] = work\n",
+        "                self._starting[work.order.task_id] = work\n"
+        "                self._at_once.append(work.ref)\n",
+        "the delay of a site counts from before it was hit",
+    ),
+    Mutant(
+        "start_on_its_way_forgotten",
+        _CORE + "sessions",
+        "    within_ms = lease_ms if may_begin else None\n",
+        "    within_ms = None\n",
+        "an order that is still on its way hits the site beside the next one",
+        ("slow_commits=0.1", "breaks_every_ms=1500"),
+    ),
     Mutant(
         "cursor_skips_a_task",
         _CORE + "queue",
@@ -367,6 +395,13 @@ MUTANTS: Final = (
         "            lane.spilled = True\n",
         "",
         "a task that came during a read is never read",
+        (
+            "window_tasks=4",
+            "lane_tasks=2",
+            "slow_commits=0.1",
+            "master_crashes_every_ms=0",
+            "hostile=0",
+        ),
     ),
     Mutant(
         "delayed_task_forgotten",
@@ -410,6 +445,7 @@ MUTANTS: Final = (
         "        is_past = message.epoch < session.epoch or message.seq <= session.assign_seq\n",
         "        is_past = message.epoch < session.epoch\n",
         "an order the master has given up is carried out",
+        ("reorder=0.2", "slow_links=0.05", "delay_ms=100", "hostile=0"),
     ),
     Mutant(
         "result_dropped_before_ack",
@@ -434,6 +470,19 @@ MUTANTS: Final = (
         "            continue\n",
         "            pass\n",
         "a worker drops a result the master has not taken",
+        (
+            "window_tasks=4",
+            "lane_tasks=2",
+            "delayed_tasks=2",
+            "devices=2",
+            "pages=40",
+            "task_failures=0",
+            "cancels_every_ms=0",
+            "master_crashes_every_ms=2400",
+            "worker_pauses_every_ms=3000",
+            "clones=0",
+            "hostile=0",
+        ),
     ),
     Mutant(
         "ack_never",

@@ -63,8 +63,7 @@ class ClientNode:
         self.jobs: list[JobId] = []
         self.unanswered: list[ClientMessage] = []
         self._asked: dict[bytes, ClientMessage] = {}
-        self._boots = self._marks = 0
-        self._endless: list[TaskId] = []
+        self._boots = self._marks = self._jobs_made = 0
         self._alarm = Alarm(self.world, self._feed)
         self._connect_later()
         if crawls:
@@ -86,13 +85,19 @@ class ClientNode:
             count = min(left, rng.choice([1, 1, 5, 40]))
             left -= count
             specs = tuple(plain_specs(rng, self._new_marks(count), self.world.wall_ms))
-            message = Submit(self.core.new_request_id(), specs, watch=rng.random() < 0.5)
+            # Some make a job of it; a name that comes twice shows a request carried out twice.
+            self._jobs_made += 1
+            job_name = f"job {self._jobs_made} of {self.name}" if rng.random() < 0.3 else ""
+            message = Submit(
+                self.core.new_request_id(), specs, 0, job_name, watch=rng.random() < 0.5
+            )
             self.world.at(rng.randrange(5_000), self._ask, message)
 
         if options.endless:
             specs = tuple(map(endless_spec, self._new_marks(options.endless)))
             message = Submit(self.core.new_request_id(), specs)
             self.world.at(rng.randrange(5_000), self._ask, message)
+            self.world.at(rng.randrange(10_000), self._end_endless)
 
     def _new_marks(self, count: int) -> list[str]:
         """Texts that nobody else puts into a task."""
@@ -100,20 +105,24 @@ class ClientNode:
         return [f"{self.name} {self._marks - index}" for index in range(count)]
 
     def _end_endless(self) -> None:
-        """What never ends is cancelled sooner or later; again, as people do who see it running."""
-        tasks = self.cluster.master.disk.tasks
-        is_open = [one for one in self._endless if tasks[one].state not in TERMINAL]
+        """What never ends is cancelled sooner or later, as people do who see it running."""
+        is_open = [
+            row.task_id
+            for row in self.cluster.master.disk.tasks.values()
+            if row.task_type == "endless" and row.state not in TERMINAL
+        ]
         if is_open:
             self._cancel(tuple(is_open))
         self.world.at(CANCEL_AGAIN_MS, self._end_endless)
 
     def _cancel(self, task_ids: tuple[TaskId, ...], job_id: JobId = NO_JOB) -> None:
-        self.cluster.oracle.cancel_asked(task_ids, job_id)
-        self._ask(CancelTasks(self.core.new_request_id(), task_ids, job_id))
+        message = CancelTasks(self.core.new_request_id(), task_ids, job_id)
+        self.cluster.oracle.cancel_asked(message)
+        self._ask(message)
 
     def cancel_something(self) -> None:
         rng = self.world.chance
-        if self.jobs and rng.random() < 0.1:
+        if self.jobs and rng.random() < 0.2:
             self._cancel((), rng.choice(self.jobs))
         elif self.awaited:
             self._cancel((rng.choice(sorted(self.awaited)),))
@@ -235,13 +244,10 @@ class ClientNode:
                 if answer.job_id:
                     self.jobs.append(JobId(answer.job_id))
                 task_ids = tuple(TaskId(one) for one in answer.task_ids)
-                if asked.tasks[0].task_type == "endless":
-                    self._endless += task_ids
-                    self.world.at(1_000, self._end_endless)
                 self.awaited.update(task_ids)
                 self._feed(Await(task_ids))
             case CancelTasks(), Changed():
-                oracle.cancel_acked(answer.task_ids, asked.job_id)
+                oracle.cancel_acked(asked, answer.task_ids)
             case DrainDevice(), Changed() if asked.on:
                 oracle.drain_acked(DeviceId(asked.device_id))
             case RevokeDevice(), Changed():

@@ -29,7 +29,7 @@ from zmqcluster.core.pipeline import Pipeline
 from zmqcluster.core.rows import KeyRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.errors import RemoteProtocolError
-from zmqcluster.messages import Answer, AskExplain
+from zmqcluster.messages import Answer, AskExplain, Hello
 from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 
 FRAMES_PER_TURN: Final = 256
@@ -140,6 +140,7 @@ class MasterNode:
     def closed(self, link: Link) -> None:
         if self.is_up and self._links.pop(link.name, None) is not None:
             self._lost.append(link.name)
+            self.oracle.master_lost(link.name)
             self._alarm.hurry(self.world.now_ms)
 
     def frame(self, link: Link, frame: bytes) -> None:
@@ -186,6 +187,7 @@ class MasterNode:
             self.oracle.master_turned(core.state)
             if turn.writes:
                 self.oracle.decided(turn.changes, turn.actions)
+            self.oracle.turn_over()
         self._commit()
         if self.is_up:
             self._plan()
@@ -210,6 +212,8 @@ class MasterNode:
             return
         self.world.note("master hears", link.name, type(message).__name__, data=frame)
         self.oracle.master_heard(link.name)
+        if isinstance(message, Hello):
+            self.oracle.greeted(principal.device_id, message.inventory)
         facts = self.disk.facts(self.core.wants(message))
         events.append(MessageReceived(link.name, principal, message, facts))
 

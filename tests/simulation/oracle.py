@@ -25,7 +25,9 @@ from zmqcluster.core.rows import AssignmentRow, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.errors import InvariantError
 from zmqcluster.messages import (
+    CancelTasks,
     ClientMessage,
+    Held,
     Submit,
     Submitted,
     TaskEnd,
@@ -59,12 +61,13 @@ ANSWERED_MS: Final = 25_000
 
 
 class Leases(Struct):
-    """Who was heard when. heard: by connection. sessions: the connection of each device.
+    """Who was heard when. heard, closed: by connection. sessions: the connection of each device.
 
     holders, opened_ms: attempts that are out, on disk. forgiven_ms: the master was deaf until then.
     """
 
     heard: dict[Peer, int] = {}
+    closed: set[Peer] = set()
     sessions: dict[DeviceId, Peer] = {}
     holders: dict[Key, DeviceId] = {}
     opened_ms: dict[Key, int] = {}
@@ -152,6 +155,8 @@ class Oracle:
         self._revivals: Counter[TaskId] = Counter()
         self._cancels_asked: Counter[TaskId] = Counter()
         self._cancels: Counter[TaskId] = Counter()
+        self._cancel_asked_ms: dict[bytes, int] = {}
+        self._retried_ms: dict[TaskId, int] = {}
         self._jobs_cancelled: set[JobId] = set()
         self._retries_open: Counter[TaskId] = Counter()
         self.told: dict[TaskId, TaskEnd] = {}
@@ -171,6 +176,9 @@ class Oracle:
         self._resumed_ms: dict[DeviceId, int] = {}
         self._leases = Leases()
         self._closures = Closures()
+        # Of this turn: who greeted, and what they listed of what they hold.
+        self._greeted: set[DeviceId] = set()
+        self._listed: set[Key] = set()
 
     def fail(self, text: str) -> NoReturn:
         raise Violation(f"at {self.world.now_ms} ms: {text}")
@@ -189,6 +197,10 @@ class Oracle:
         """Something came over this connection, and is decided upon in this turn."""
         self._leases.heard[peer] = self.world.now_ms
 
+    def master_lost(self, peer: Peer) -> None:
+        """The master was told that this connection is gone."""
+        self._leases.closed.add(peer)
+
     def master_stalled(self) -> None:
         """The master was stopped for a while; every lease begins anew."""
         self._leases.forgiven_ms = self.world.now_ms
@@ -199,19 +211,50 @@ class Oracle:
         for key, row in changes.assignments.items():
             if not row.outcome:
                 self._closures.decided.setdefault(key, self._turns)
+            elif key in self._listed and row.outcome in ("dispatch_lost", "device_lost"):
+                self.fail(f"attempt {key} was listed in a Hello, and is taken for {row.outcome}")
         for event in changes.events:
             if event.kind == "rate_key_closed":
                 name, _, told = event.detail.partition(" for ")
                 until_ms = now_ms + int(told.split()[0])
                 self._closures.learned.append((self._turns, name, until_ms))
             elif event.kind == "device_online":
-                self._leases.sessions[DeviceId(event.device_id)] = next(welcomed)
+                self._open_session(DeviceId(event.device_id), next(welcomed))
             elif event.kind == "mass_loss_brake":
                 self._leases.braked_ms = now_ms
             elif event.kind == "device_lost":
                 self._check_loss(DeviceId(event.device_id), event.detail)
             elif event.kind == "device_offline":
                 self._leases.close(DeviceId(event.device_id), now_ms)
+
+    def turn_over(self) -> None:
+        """The next turn has other messages."""
+        if self._greeted:
+            self._greeted.clear()
+            self._listed.clear()
+
+    def greeted(self, device_id: DeviceId, inventory: Iterable[Held]) -> None:
+        """A device said what it holds, and is answered in this turn."""
+        if device_id in self._greeted:
+            # Two processes under one name: only one of them can be believed.
+            self._listed.clear()
+            return
+        self._greeted.add(device_id)
+        for held in inventory:
+            key = (held.task_id, held.attempt)
+            if self._leases.holders.get(key) == device_id:
+                self._listed.add(key)
+
+    def _open_session(self, device_id: DeviceId, peer: Peer) -> None:
+        leases = self._leases
+        former = leases.sessions.get(device_id)
+        if former is not None and former.partition(b"#")[0] != peer.partition(b"#")[0]:
+            age_ms = self.world.now_ms - leases.heard.get(former, 0)
+            # What came in this very turn may have come after the greeting.
+            is_alive = former not in leases.closed and 0 < age_ms < self.world.options.beat_ms
+            if is_alive:
+                self.fail(f"{peer!r} takes the place of {former!r}, heard {age_ms} ms ago")
+        leases.sessions[device_id] = peer
 
     def commit_begun(self) -> None:
         self._closures.begin()
@@ -254,6 +297,10 @@ class Oracle:
         """These rows are about to be on disk."""
         self.commits += 1
         self._closures.committed(batch, self.world.wall_steps)
+        for event in batch.events:
+            if event.kind == "task_revived":
+                # Its end and its new life may be in one batch.
+                self._first_attempt[TaskId(event.task_id)] = event.attempt + 1
         for job in batch.jobs.values():
             if job.name and self._job_names.setdefault(job.name, job.job_id) != job.job_id:
                 self.fail(f"one request made two jobs of the name {job.name!r}")
@@ -327,6 +374,8 @@ class Oracle:
             self._check_failed(disk, batch, task)
         elif task.state in IN_FLIGHT:
             self._check_in_flight(disk, batch, task)
+        elif task.state is TaskState.PENDING and former.state in IN_FLIGHT:
+            self._check_another_try(disk, batch, task)
 
     def _check_revival(self, former: TaskRow, task: TaskRow) -> None:
         if former.state is TaskState.COMPLETED:
@@ -368,6 +417,16 @@ class Oracle:
         failures = self._outcomes(disk, batch, task, _FAILING)
         if failures <= task.max_retry_count:
             self.fail(f"{_story(task)} after {failures} failures of {task.max_retry_count} + 1")
+
+    def _check_another_try(self, disk: NaiveStore, batch: Changes, task: TaskRow) -> None:
+        if task.attempt <= min(task.max_retry_count, DEATHS_MAX - 1):
+            return
+        failures = self._outcomes(disk, batch, task, _FAILING)
+        if failures > task.max_retry_count:
+            self.fail(f"{_story(task)} after {failures} failures: it is tried once too often")
+        deaths = self._outcomes(disk, batch, task, ("died",))
+        if deaths >= DEATHS_MAX:
+            self.fail(f"{_story(task)} after {deaths} deaths: it is tried once too often")
 
     def _check_in_flight(self, disk: NaiveStore, batch: Changes, task: TaskRow) -> None:
         key = (task.task_id, task.attempt)
@@ -507,20 +566,25 @@ class Oracle:
                 if self.promised.setdefault(task_id, mark) != mark:
                     self.fail(f"task {task_id} was given to two submissions")
 
-    def cancel_acked(self, task_ids: Iterable[int], job_id: int) -> None:
+    def cancel_acked(self, asked: CancelTasks, task_ids: Iterable[int]) -> None:
         """A client was told that no new attempt of these starts any more."""
+        asked_ms = self._cancel_asked_ms[asked.request_id]
         for task_id in map(TaskId, task_ids):
-            # A retry that is on its way may arrive after the cancel.
-            if not self._retries_open[task_id]:
+            # A retry that is on its way may arrive after the cancel; and one that was asked for
+            # since may have come before this answer.
+            is_last = self._retried_ms.get(task_id, -1) < asked_ms
+            if is_last and not self._retries_open[task_id]:
                 self.cancelled[task_id] = self.disk.tasks[task_id].attempt
-        if job_id and not any(self._retries_open.values()):
-            self.cancelled_jobs.add(JobId(job_id))
+        is_last = max(self._retried_ms.values(), default=-1) < asked_ms
+        if asked.job_id and is_last and not any(self._retries_open.values()):
+            self.cancelled_jobs.add(JobId(asked.job_id))
 
-    def cancel_asked(self, task_ids: Iterable[int], job_id: int) -> None:
+    def cancel_asked(self, asked: CancelTasks) -> None:
         """A client wants these, or this job, to end."""
-        self._cancels_asked.update(map(TaskId, task_ids))
-        if job_id:
-            self._jobs_cancelled.add(JobId(job_id))
+        self._cancel_asked_ms[asked.request_id] = self.world.now_ms
+        self._cancels_asked.update(map(TaskId, asked.task_ids))
+        if asked.job_id:
+            self._jobs_cancelled.add(JobId(asked.job_id))
 
     def drain_acked(self, device_id: DeviceId) -> None:
         """A client was told that this device is given no new tasks."""
@@ -545,6 +609,7 @@ class Oracle:
         """A client wants these to have another life."""
         for task_id in map(TaskId, task_ids):
             self._revivals_asked[task_id] += 1
+            self._retried_ms[task_id] = self.world.now_ms
             self._retries_open[task_id] += 1
             self.cancelled.pop(task_id, None)
             self.cancelled_jobs.discard(self.disk.tasks[task_id].job_id)

@@ -18,7 +18,7 @@ from tests.simulation.world import Violation
 
 EVENTS: Final = 20_000
 # No run takes a tenth of it: whatever does, goes round in circles.
-RUN_S: Final = 60
+RUN_S: Final = 20
 _TOLD: Final = 50
 
 

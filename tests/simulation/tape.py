@@ -163,7 +163,7 @@ class Replay:
                     self._believe(event.principal.device_id, result)
             case Submit() | CancelTasks() | RetryTasks():
                 if message.request_id not in self._asked and isinstance(message, CancelTasks):
-                    self._oracle.cancel_asked(message.task_ids, message.job_id)
+                    self._oracle.cancel_asked(message)
                 is_new = self._asked.setdefault(message.request_id, message) is message
                 if isinstance(message, RetryTasks) and is_new:
                     self._oracle.retry_asked(
@@ -200,7 +200,7 @@ class Replay:
                     case Submit() as asked, Submitted() as answer:
                         self._oracle.submitted(asked, answer)
                     case CancelTasks() as asked, Changed() as changed:
-                        self._oracle.cancel_acked(changed.task_ids, asked.job_id)
+                        self._oracle.cancel_acked(asked, changed.task_ids)
                     case RetryTasks() as asked, Changed():
                         self._oracle.retry_answered(asked.task_ids)
 

@@ -100,7 +100,7 @@ class WorkerNode:
             return
         options = self.world.options
         self._boots += 1
-        self.is_up, self._is_paused = True, False
+        self.is_up, self._is_paused, self._is_draining = True, False, False
         self._going: dict[Key, Going] = {}
         # Ends that this process knows of, and when it learned of them, until they are settled.
         self._unsettled: dict[Key, int] = dict.fromkeys(self.spool, self.world.now_ms)
@@ -215,6 +215,7 @@ class WorkerNode:
         """SIGTERM: it drains; and at once, when it comes again."""
         if self.is_up:
             self._feed(Terminated())
+            self._is_draining = self.is_up and not self._is_paused
 
     def _feed(self, *events: WorkerEvent) -> None:
         if self._is_paused:
@@ -283,6 +284,8 @@ class WorkerNode:
 
     def _run(self, order: TaskOrder) -> None:
         world, key = self.world, (order.task_id, order.attempt)
+        if self._is_draining:
+            self.cluster.oracle.fail(f"{self.name} was told to drain, and starts {key}")
         run = run_of(order, world.options, world.rng, is_faulty=world.is_faulty)
         self._runs += 1
         going = self._going[key] = Going(order, self._runs, run.result)

@@ -134,6 +134,24 @@ def test_a_start_sent_before_a_repeated_hello_is_answered_may_still_happen(
     assert master.now_ms >= lost_ms + Settings().device_timeout_ms + DELAY_MS
 
 
+def test_a_start_given_to_a_silent_copy_of_a_device_may_still_happen(master: MasterBench) -> None:
+    delayed(master, 1)
+    master.device("d1")
+    one(master, "d1")
+    master.device("d2")
+    master.advance(2 * BEAT_MS)
+    master.beat("d2")
+    lost_ms = master.now_ms
+
+    master.device("d1", reboot=True)
+    while not master.orders("d2") + master.orders("d1"):
+        master.advance(BEAT_MS)
+        master.beat("d2")
+        master.beat("d1")
+
+    assert master.now_ms >= lost_ms + Settings().device_timeout_ms + DELAY_MS
+
+
 def test_what_was_returned_unstarted_costs_the_key_nothing(master: MasterBench) -> None:
     master.device("d1")
     delayed(master, 1)

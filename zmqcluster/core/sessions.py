@@ -64,9 +64,11 @@ def on_hello(
         state.send(peer, Refused(b"", code, problem))
         return
     device = _device_for(state, message)
-    # A Hello said again: what was sent in between may reach the device before our answer.
-    is_repeated = device.peer == peer
     has_rebooted = device.boot_id not in (b"", message.boot_id)
+    # A Hello said again, or by another process while the former one was not seen to end (a copy of
+    # its machine, perhaps): what we sent before may still be read and begun.
+    may_begin = (device.peer == peer or has_rebooted) and device.is_online
+    may_begin = may_begin and device.lost_at_ms is None
     _open_session(state, device, peer, message)
     aborted = reconcile(
         state,
@@ -75,7 +77,7 @@ def on_hello(
         message.inventory,
         is_hello=True,
         has_rebooted=has_rebooted,
-        is_repeated=is_repeated,
+        may_begin=may_begin,
     )
     state.fleet.join(device)
     device_id = device.device_id
@@ -211,7 +213,7 @@ def reconcile(
     *,
     is_hello: bool = False,
     has_rebooted: bool = False,
-    is_repeated: bool = False,
+    may_begin: bool = False,
 ) -> tuple[AttemptRef, ...]:
     """Make our record of a device's attempts and its own inventory agree.
 
@@ -236,9 +238,7 @@ def reconcile(
         if flight.task.cancel_requested and held.phase in (QUEUED, RUNNING):
             unwanted.append(AttemptRef(held.task_id, held.attempt))
     if matched != len(device.flights):
-        _take_back_missing(
-            state, dispatcher, device, listed, is_hello, has_rebooted, is_repeated
-        )
+        _take_back_missing(state, dispatcher, device, listed, is_hello, has_rebooted, may_begin)
     return tuple(unwanted)
 
 
@@ -249,24 +249,26 @@ def _take_back_missing(
     listed: set[tuple[int, int]],
     is_hello: bool,
     has_rebooted: bool,
-    is_repeated: bool,
+    may_begin: bool,
 ) -> None:
     """Attempts we believe this device has, and it does not list.
 
-    An Assign that may still be on its way over a living connection arrives before any later word
-    of ours; until then the lease of its device ends no later than counted from now.
+    may_begin: whoever held them may still begin them, while its lease lasts. An Assign on its way
+    over a living connection arrives before any later word of ours, so that this lease ends no later
+    than counted from now.
     """
     patience_ms = state.settings.heartbeat_interval_ms + 1_000
     lost = partial(dispatcher.end, is_unheard=True)
     lease_ms = state.settings.device_timeout_ms
+    within_ms = lease_ms if may_begin else None
     for flight in list(device.flights.values()):
         if (flight.task.task_id, flight.task.attempt) in listed:
             continue
         if has_rebooted:
-            lost(flight, Outcome.DEVICE_LOST, error="its device was restarted")
+            error = "its device was restarted"
+            lost(flight, Outcome.DEVICE_LOST, error=error, begins_within_ms=within_ms)
         elif is_hello or device.beat_seq >= flight.seq:
             # It has seen our Assign, or has a new session, and still does not list the attempt.
-            within_ms = lease_ms if is_repeated else None
             error = "the device does not have it"
             lost(flight, Outcome.DISPATCH_LOST, error=error, begins_within_ms=within_ms)
         elif state.now_ms - flight.sent_ms > patience_ms:
