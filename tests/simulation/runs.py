@@ -91,18 +91,21 @@ def run(
 
 
 def check_of(error: BaseException) -> str:
-    """Where this was noticed: file, line and kind of the first cause."""
+    """Where this was noticed: kind, file and function of the first cause.
+
+    Not the line: a replay knows a little less than the world, and may notice a little earlier.
+    """
     while error.__context__ is not None:
         error = error.__context__
     places = [
-        (Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
-        for frame, line in _frames(error.__traceback__)
+        (Path(frame.f_code.co_filename).name, frame.f_code.co_name)
+        for frame in _frames(error.__traceback__)
     ]
     # A check says so through fail(); what called it tells checks apart.
-    while len(places) > 1 and places[-1][2] in ("fail", "_fail"):
+    while len(places) > 1 and places[-1][1] in ("fail", "_fail"):
         places.pop()
-    name, line, function = places[-1]
-    return f"{type(error).__name__} in {name}:{line} ({function})"
+    name, function = places[-1]
+    return f"{type(error).__name__} in {name}, {function}()"
 
 
 def parse_numbers(text: str) -> frozenset[int]:
@@ -142,9 +145,9 @@ def _told_entry(entry: tuple[object, ...]) -> str:
     return f"{at_ms:>8} ms  " + " ".join(map(str, words))
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
     while traceback is not None:
-        yield traceback.tb_frame, traceback.tb_lineno
+        yield traceback.tb_frame
         traceback = traceback.tb_next
 
 

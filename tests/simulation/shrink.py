@@ -85,6 +85,7 @@ class _Shrinker:
     def __init__(self, failure: Failure, until_s: float, say: Callable[[str], object]) -> None:
         self.best = failure
         self._check = failure.check
+        self._events = failure.case.events
         self._until_s = until_s
         self._faults = 0
 
@@ -100,7 +101,7 @@ class _Shrinker:
         for fault in FAULTS:
             options = self.best.case.options
             if options.without(fault) != options:
-                self._try(options=options.without(fault))
+                self._try(options=options.without(fault), events=self._events)
 
     def be_smaller(self) -> None:
         for name, sizes in _SMALLER.items():
@@ -108,7 +109,8 @@ class _Shrinker:
                 options = self.best.case.options
                 if getattr(options, name) == size:
                     break
-                if self._try(options=msgspec.structs.replace(options, **{name: size})):
+                smaller = msgspec.structs.replace(options, **{name: size})
+                if self._try(options=smaller, events=self._events):
                     break
 
     def drop_faults(self) -> None:
@@ -133,6 +135,10 @@ class _Shrinker:
         outcome = run(case)
         if not isinstance(outcome, Failure) or outcome.check != self._check:
             return False
+        if outcome.at_event < case.events:
+            outcome = msgspec.structs.replace(
+                outcome, case=msgspec.structs.replace(case, events=outcome.at_event)
+            )
         self.best = outcome
         return True
 
