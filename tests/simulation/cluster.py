@@ -75,8 +75,7 @@ class SimCluster:
     def run(self, events: int) -> Report:
         """Faults for so many events, then healing. Raises Violation."""
         world = self.world
-        while world.events < events:
-            world.step()
+        world.run(events)
         self._heal()
         until_ms = world.now_ms + HEALING_MS
         steps = 0

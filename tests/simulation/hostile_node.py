@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Nobody submits this, so that it never holds anything for real.
 TASK_TYPE = "mischief"
 EVERY_MS = 50
+_NEARLY = (-1, 0, 0, 0, 1)
+_OUTCOMES = tuple(Outcome)
 
 
 class HostileNode:
@@ -55,13 +57,13 @@ class HostileNode:
             self.link = self.cluster.connect(self)
         elif world.fault("hostile"):
             self.link.send_up(codec.encode(self._message()))
-        world.at(1 + world.chance.randrange(2 * EVERY_MS), self._act)
+        world.at(1 + int(world.chance.random() * 2 * EVERY_MS), self._act)
 
     def _message(self) -> WorkerMessage:
         rng = self.world.chance
-        roll = rng.randrange(8)
-        refs = tuple(self._ref() for _ in range(1 + rng.randrange(3)))
-        inventory = tuple(Held(one.task_id, one.attempt, rng.randrange(3)) for one in refs)
+        roll = int(rng.random() * 8)
+        refs = tuple(self._ref() for _ in range(1 + int(rng.random() * 3)))
+        inventory = tuple(Held(one.task_id, one.attempt, int(rng.random() * 3)) for one in refs)
         if roll == 0:
             return Hello(
                 PROTOCOL_VERSION, self.name, rng.randbytes(16), "x", Capabilities(),
@@ -84,7 +86,7 @@ class HostileNode:
 
     def _result(self, ref: AttemptRef) -> TaskResult:
         rng = self.world.chance
-        outcome = rng.choice(list(Outcome))
+        outcome = _OUTCOMES[int(rng.random() * len(_OUTCOMES))]
         children = (TaskSpec("page", b"\x81\xa4page\xcd\x03\xe7", unique_key="http://evil/"),)
         records = (Record("pages", "evil", b"\xc0"),)
         return TaskResult(*_pair(ref), outcome, b"evil", children=children, records=records)
@@ -93,9 +95,9 @@ class HostileNode:
         """A task that exists, mostly, and an attempt near its own."""
         rng = self.world.chance
         tasks = self.cluster.master.disk.tasks
-        task_id = 1 + rng.randrange(len(tasks) + 3)
+        task_id = 1 + int(rng.random() * (len(tasks) + 3))
         row = tasks.get(task_id)  # type: ignore[call-overload]  # a number like any other
-        attempt = (row.attempt if row else 1) + rng.choice([-1, 0, 0, 0, 1])
+        attempt = (row.attempt if row else 1) + _NEARLY[int(rng.random() * 5)]
         return AttemptRef(task_id, max(1, attempt))
 
     def linked(self, link: Link) -> None:

@@ -81,12 +81,12 @@ class Link:
     def _fates(self) -> tuple[int, ...]:
         """The delays of each copy that arrives."""
         world, options = self.world, self.world.options
-        if world.roll("loss", options.loss):
+        if options.loss and world.roll("loss", options.loss):
             return ()
         delay_ms = 1 + int(world.rng.random() * 2 * options.latency_ms)
-        if world.roll("slow_links", options.slow_links):
+        if options.slow_links and world.roll("slow_links", options.slow_links):
             delay_ms += int(world.chance.expovariate(1 / 1_000))
-        if world.roll("duplicates", options.duplicates):
+        if options.duplicates and world.roll("duplicates", options.duplicates):
             return (delay_ms, delay_ms + world.chance.randrange(500))
         return (delay_ms,)
 

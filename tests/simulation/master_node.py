@@ -18,6 +18,7 @@ from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Se
 from zmqcluster.core.events import (
     Committed,
     Event,
+    Facts,
     MessageReceived,
     PeerLost,
     Principal,
@@ -34,6 +35,8 @@ from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 
 FRAMES_PER_TURN: Final = 256
 TICK_MS: Final = 500
+# What the core wants to know before most messages.
+NO_FACTS: Final = Facts()
 
 
 class MasterNode:
@@ -171,15 +174,16 @@ class MasterNode:
                 return
         events += self._answers
         self._answers = []
-        for _ in range(min(FRAMES_PER_TURN, len(self._inbox))):
-            self._receive(events, *self._inbox.popleft())
-        events += map(PeerLost, self._lost)
-        self._lost = []
+        if self._inbox:
+            for _ in range(min(FRAMES_PER_TURN, len(self._inbox))):
+                self._receive(events, *self._inbox.popleft())
+        if self._lost:
+            events += map(PeerLost, self._lost)
+            self._lost = []
         if is_committed:
             events.append(Committed(committed_turn))
-        wake_ms = core.next_wake_ms()
         now_ms = world.now_ms + self._offset_ms
-        if events or (wake_ms is not None and wake_ms <= now_ms):
+        if events or self._is_due(now_ms):
             if self.oracle.keeps_tape:
                 self.tape.append(Turned(now_ms, from_outside(events)))
             turn = core.handle(now_ms, events)
@@ -191,6 +195,10 @@ class MasterNode:
         self._commit()
         if self.is_up:
             self._plan()
+
+    def _is_due(self, now_ms: int) -> bool:
+        wake_ms = self.core.next_wake_ms()
+        return wake_ms is not None and wake_ms <= now_ms
 
     def _plan(self) -> None:
         """When to turn next."""
@@ -214,7 +222,8 @@ class MasterNode:
         self.oracle.master_heard(link.name)
         if isinstance(message, Hello):
             self.oracle.greeted(principal.device_id, message.inventory)
-        facts = self.disk.facts(self.core.wants(message))
+        wants = self.core.wants(message)
+        facts = NO_FACTS if wants.nothing else self.disk.facts(wants)
         events.append(MessageReceived(link.name, principal, message, facts))
 
     # --- commit before send ---------------------------------------------------------------------
@@ -250,7 +259,7 @@ class MasterNode:
         self._land(batch)
         self.world.note("on disk", data=b"%d" % len(batch.tasks))
         # The writer thread is done; the loop hears of it a little later.
-        self.world.at(self.world.rng.choice([0, 0, 1]), self._hear_commit, boot)
+        self.world.at(int(self.world.rng.random() * 1.5), self._hear_commit, boot)
 
     def _land(self, batch: Changes) -> None:
         if self.oracle.keeps_tape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def run(
     """
     cluster: SimCluster | None = None
     try:
-        with _bounded(RUN_S):
+        with _bounded(RUN_S), _without_collector():
             cluster = SimCluster(case.options, case.left_out, keeps_tape=keeps_tape)
             if prepare is not None:
                 prepare(cluster)
@@ -149,6 +150,17 @@ def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
     while traceback is not None:
         yield traceback.tb_frame
         traceback = traceback.tb_next
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A run makes few cycles, and looking for them all the time takes a tenth of it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -96,8 +96,8 @@ class World:
 
     def at(self, delay_ms: int, do: Callable[..., object], *args: Any) -> None:
         """Call do(*args) delay_ms from now."""
-        self._serial += 1
-        heappush(self._heap, (self.now_ms + delay_ms, self._serial, do, args))
+        self._serial = serial = self._serial + 1
+        heappush(self._heap, (self.now_ms + delay_ms, serial, do, args))
 
     def step(self) -> bool:
         """The next thing happens. False: nothing ever will."""
@@ -108,11 +108,18 @@ class World:
         do(*args)
         return True
 
+    def run(self, events: int) -> None:
+        """Until so many have happened."""
+        heap = self._heap
+        while self.events < events:
+            self.now_ms, _, do, args = heappop(heap)
+            self.events += 1
+            do(*args)
+
     def note(self, what: str, *more: Any, data: bytes = b"") -> None:
         """Part of the trace; data: what was said, for the digest."""
         self.trace.append((self.now_ms, what, *more))
-        self._digest.update(b"%d %s" % (self.now_ms, what.encode()))
-        self._digest.update(data)
+        self._digest.update(f"{self.now_ms} {what}".encode() + data)
 
     def fault(self, kind: str) -> bool:
         """A fault is about to be injected. False: not in this run."""
