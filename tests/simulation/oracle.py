@@ -219,13 +219,14 @@ class Oracle:
                 until_ms = now_ms + int(told.split()[0])
                 self._closures.learned.append((self._turns, name, until_ms))
             elif event.kind == "device_online":
-                self._open_session(DeviceId(event.device_id), next(welcomed))
+                self._open_sessions(welcomed, DeviceId(event.device_id))
             elif event.kind == "mass_loss_brake":
                 self._leases.braked_ms = now_ms
             elif event.kind == "device_lost":
                 self._check_loss(DeviceId(event.device_id), event.detail)
             elif event.kind == "device_offline":
                 self._leases.close(DeviceId(event.device_id), now_ms)
+        self._open_sessions(welcomed)
 
     def turn_over(self) -> None:
         """The next turn has other messages."""
@@ -244,6 +245,14 @@ class Oracle:
             key = (held.task_id, held.attempt)
             if self._leases.holders.get(key) == device_id:
                 self._listed.add(key)
+
+    def _open_sessions(self, welcomed: Iterator[Peer], up_to: DeviceId | None = None) -> None:
+        """Whoever was welcomed; not each of them gets an event, when there are too many."""
+        for peer in welcomed:
+            device_id = DeviceId(peer.partition(b"#")[0].rstrip(b"'").decode())
+            self._open_session(device_id, peer)
+            if device_id == up_to:
+                return
 
     def _open_session(self, device_id: DeviceId, peer: Peer) -> None:
         leases = self._leases
