@@ -380,7 +380,7 @@ MUTANTS: Final = (
         "    within_ms = lease_ms if may_begin else None\n",
         "    within_ms = None\n",
         "an order that is still on its way hits the site beside the next one",
-        ("slow_commits=0.1", "breaks_every_ms=1500"),
+        ("slow_commits=0.3", "duplicates=0.2", "breaks_every_ms=1500", "delay_ms=500", "hostile=0"),
     ),
     Mutant(
         "cursor_skips_a_task",
