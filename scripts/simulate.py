@@ -110,10 +110,10 @@ def main(argv: list[str] | None = None) -> int:
         totals.add(outcome)
         if isinstance(outcome, Report):
             console.print(f"digest {outcome.digest}")
+        else:
+            _tell(outcome, console)
     else:
         _run_all(cases, args, totals, console)
-    for failure in totals.failures:
-        _tell(failure, console)
     if totals.failures and args.shrink:
         _shrink(totals.failures[0], console)
     console.print(totals.table())
@@ -145,6 +145,8 @@ def _run_all(
                 for one in done:
                     for outcome in one.result():
                         totals.add(outcome)
+                        if isinstance(outcome, Failure):
+                            _tell(outcome, console)
                 if console.is_terminal:
                     live.update(totals.line, refresh=True)
                 elif time.monotonic() - told_s >= LINE_EVERY_S:

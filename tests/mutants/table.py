@@ -466,23 +466,9 @@ MUTANTS: Final = (
     Mutant(
         "ack_of_what_was_not_kept",
         _CORE + "results",
-        "            # Not acknowledged, so it comes again, and the keys are looked up then.\n"
-        "            continue\n",
-        "            pass\n",
+        "            continue\n        else:\n",
+        "            continue\n        elif state.now_ms % 7:\n",
         "a worker drops a result the master has not taken",
-        (
-            "window_tasks=4",
-            "lane_tasks=2",
-            "delayed_tasks=2",
-            "devices=2",
-            "pages=40",
-            "task_failures=0",
-            "cancels_every_ms=0",
-            "master_crashes_every_ms=2400",
-            "worker_pauses_every_ms=3000",
-            "clones=0",
-            "hostile=0",
-        ),
     ),
     Mutant(
         "ack_never",
@@ -510,17 +496,17 @@ MUTANTS: Final = (
         "a request that gets lost is never answered",
     ),
     Mutant(
+        "what_ended_before_is_not_told",
+        _CORE + "watching",
+        "        elif known.state.is_terminal:\n",
+        "        elif False:\n",
+        "who asks about a task that has ended waits for ever",
+    ),
+    Mutant(
         "client_never_asks_again_for_ends",
         _CORE + "client",
         "        if self._awaited and now_ms - self._heard_ms >= self._patience_ms:\n",
         "        if False:\n",
         "an end that gets lost is never told",
-    ),
-    Mutant(
-        "end_not_told",
-        _CORE + "watching",
-        "            waiting.append(task_id)\n",
-        "            pass\n",
-        "who waits for a task is never told of its end",
     ),
 )

@@ -212,7 +212,11 @@ class Oracle:
             if not row.outcome:
                 self._closures.decided.setdefault(key, self._turns)
             elif key in self._listed and row.outcome in ("dispatch_lost", "device_lost"):
-                self.fail(f"attempt {key} was listed in a Hello, and is taken for {row.outcome}")
+                # Lost by an older word of this turn, and wanted by nobody any more: that is fine.
+                task = changes.tasks[row.task_id]
+                is_wanted = task.state is not TaskState.CANCELLED
+                if is_wanted and task.job_id not in self._jobs_cancelled:
+                    self.fail(f"attempt {key} is listed in a Hello and is taken for {row.outcome}")
         for event in changes.events:
             if event.kind == "rate_key_closed":
                 name, _, told = event.detail.partition(" for ")

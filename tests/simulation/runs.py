@@ -18,8 +18,9 @@ from tests.simulation.options import Options, draw
 from tests.simulation.world import Violation
 
 EVENTS: Final = 20_000
-# No run takes a tenth of it: whatever does, goes round in circles.
-RUN_S: Final = 20
+# No run takes a tenth of it (and of the time its events take): whatever does, goes in circles.
+RUN_S: Final = 10
+EVENTS_A_SECOND: Final = 2_000
 _TOLD: Final = 50
 
 
@@ -75,7 +76,7 @@ def run(
     """
     cluster: SimCluster | None = None
     try:
-        with _bounded(RUN_S), _without_collector():
+        with _bounded(RUN_S + case.events // EVENTS_A_SECOND), _without_collector():
             cluster = SimCluster(case.options, case.left_out, keeps_tape=keeps_tape)
             if prepare is not None:
                 prepare(cluster)
