@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from sqlite_utils import Database
 
 from storage import recovery, writer
 from storage.database import open_writer
+from tests.support.memory_folder import memory_folder
 from tests.support.power_loss import Image, Recording
 from tests.support.sqlite_tap import tapped
 from tests.support.storage_bench import task
@@ -29,8 +28,6 @@ from zmqcluster.model import Durability, TaskId
 
 # What a master does that goes on after a sync that failed.
 LATER_COMMITS: Final = 8
-# In memory: what is synced here for real is nobody's subject, and waiting for it is slow.
-_MEMORY: Final = Path("/dev/shm")
 
 
 class Verdict(StrEnum):
@@ -64,13 +61,13 @@ class Totals(Struct):
         found = ", ".join(f"{self.verdicts[one]} {one}" for one in Verdict)
         rate = self.images / self.seconds if self.seconds else 0.0
         return (
-            f"power loss, synchronous={synchronous(self.durability)}: {self.images} images of "
+            f"power loss, durability={_name(self.durability)}: {self.images} images of "
             f"{self.operations} operations and {self.commits} commits: {found}; {rate:.0f} images/s"
         )
 
 
-def synchronous(durability: Durability | None) -> str:
-    return durability.value if durability is not None else "off"
+def _name(durability: Durability | None) -> str:
+    return durability.value if durability is not None else "none"
 
 
 def cut_power(
@@ -90,12 +87,12 @@ def cut_power(
     """
     began = time.monotonic()
     recording, states = Recording(failing_sync), list[int]()
-    with _folder() as folder, tapped(recording):
+    with memory_folder() as folder, tapped(recording):
         try:
             _work(folder, durability, commits, seed, recording, states, kills=kills)
         except StorageError:
             _go_on(folder, recording, states)
-    with _folder() as folder:
+    with memory_folder() as folder:
         for number, image in enumerate(recording.images(images, Random(seed))):
             verdict, why = _judge(folder / "image", image, states, durability)
             totals.verdicts[verdict] += 1
@@ -185,9 +182,3 @@ def _judge(
     if state in states[: image.acknowledged]:
         return Verdict.LOST, f"it is where it was after commit {states.index(state)}"
     return Verdict.DAMAGED, "it was never in this state"
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
-        yield Path(folder)

@@ -16,6 +16,7 @@ from storage import database, writer
 from tests.storage_faults.conftest import Tell
 from tests.storage_faults.sweep import EIO, TROUBLES, Totals, Trouble, sweep
 from tests.support import sqlite_tap
+from tests.support.memory_folder import memory_folder
 from zmqcluster.core.effects import Changes
 from zmqcluster.errors import StorageError
 
@@ -25,14 +26,20 @@ pytestmark = pytest.mark.skipif(bool(sqlite_tap.missing()), reason=f"no {sqlite_
 STEP = 17
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with memory_folder() as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("stays", [False, True], ids=["once", "for_good"])
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda one: one.name)
 def test_a_failing_disk_ends_the_master_in_one_sentence_and_costs_nothing_acknowledged(
-    tmp_path: Path, trouble: Trouble, stays: bool, tell: Tell
+    folder: Path, trouble: Trouble, stays: bool, tell: Tell
 ) -> None:
     totals = Totals()
 
-    sweep(tmp_path, trouble, stays=stays, totals=totals, step=STEP)
+    sweep(folder, trouble, stays=stays, totals=totals, step=STEP)
 
     tell(totals)
     assert totals.operations > 10
@@ -41,7 +48,7 @@ def test_a_failing_disk_ends_the_master_in_one_sentence_and_costs_nothing_acknow
 
 
 def test_control_a_failed_commit_that_is_acknowledged_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     totals, apply = Totals(), writer.apply
 
@@ -52,13 +59,13 @@ def test_control_a_failed_commit_that_is_acknowledged_is_found(
 
     monkeypatch.setattr(writer, "apply", careless)
 
-    sweep(tmp_path, EIO, stays=False, totals=totals, step=STEP)
+    sweep(folder, EIO, stays=False, totals=totals, step=STEP)
 
     assert any("were acknowledged, others are there" in one for one in totals.stories)
 
 
 def test_control_an_error_of_another_kind_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     totals = Totals()
 
@@ -68,6 +75,6 @@ def test_control_an_error_of_another_kind_is_found(
 
     monkeypatch.setattr(database, "storage_errors", no_words)
 
-    sweep(tmp_path, EIO, stays=False, totals=totals, step=STEP)
+    sweep(folder, EIO, stays=False, totals=totals, step=STEP)
 
     assert any("OperationalError: disk I/O error" in one for one in totals.stories)
