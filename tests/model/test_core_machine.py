@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.core_audit import audit_store
 from tests.support.master_bench import WALL_AT_ZERO, MasterBench, spec
 from tests.support.model_worker import CREDIT, ModelWorker
+from tests.support.tiers import stateful
+from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.messages import (
     CancelTasks,
     Changed,
     DrainDevice,
+    Enrolled,
     RateRule,
     RetryTasks,
+    RevokeDevice,
+    SetStrategy,
     Submit,
     Submitted,
     TaskSpec,
 )
-from zmqcluster.model import Outcome, TaskState
+from zmqcluster.model import Outcome, Pool, Strategy, TaskState
 
 NAMES = ("d1", "d2", "d3")
+# Who runs what; nobody runs mystery, and nobody is a unicorn.
+TYPES = {
+    "d1": {"noop": Pool.SYNC},
+    "d2": {"noop": Pool.ASYNC, "echo": Pool.SYNC},
+    "d3": {"echo": Pool.ASYNC},
+}
+LABELS = {"d1": (), "d2": ("gpu",), "d3": ("eu", "gpu")}
 # Every bound is small, so that all of them are met in a few steps.
 SETTINGS = Settings(
     window_tasks=8,
@@ -49,12 +60,15 @@ OUTCOMES = st.sampled_from(
     ]
 )
 SPECS = st.builds(
-    lambda unique, rate, priority, soon_ms: (unique, rate, priority, soon_ms),
+    lambda *fields: fields,
+    st.sampled_from(["noop", "noop", "echo", "mystery"]),
+    st.sampled_from([(), (), (), ("gpu",), ("gpu", "eu"), ("unicorn",)]),
     st.sampled_from(["", "", "a", "b", "c"]),
     st.sampled_from(["", "", "slow", "one", "k1", "k2", "k3"]),
     st.sampled_from([0, 5, 9]),
     st.sampled_from([0, 0, 0, -5_000, 700, 20_000]),
 )
+Spec = tuple[str, tuple[str, ...], str, str, int, int]
 BATCHES = st.lists(SPECS, min_size=1, max_size=12)
 DEVICES = st.sampled_from(NAMES)
 HEAL_STEPS = 1_000
@@ -66,7 +80,12 @@ class MasterMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.bench = MasterBench(SETTINGS)
-        self.workers = {name: ModelWorker(self.bench, name) for name in NAMES}
+        self.workers = {
+            name: ModelWorker(self.bench, name, TYPES[name], LABELS[name]) for name in NAMES
+        }
+        # Those of whom it is acknowledged, and who was meant by which request.
+        self.revoked: set[str] = set()
+        self.revocations: dict[bytes, str] = {}
         self.jobs = [0]
         self.requests: list[Submit] = []
         self.answers: dict[bytes, Submitted] = {}
@@ -77,6 +96,8 @@ class MasterMachine(RuleBasedStateMachine):
         for name in ("first", "second"):
             answer = self.bench.submit(job=name, rates=RULES)
             self.jobs.append(answer.job_id)
+        for name in NAMES:
+            self.enrol(name)
 
     # --- devices --------------------------------------------------------------------------------
 
@@ -84,6 +105,7 @@ class MasterMachine(RuleBasedStateMachine):
     def connect(self, name: str) -> None:
         if not self.workers[name].is_linked:
             self.workers[name].connect()
+            assert not (name in self.revoked and self.workers[name].in_session)
 
     @rule(name=DEVICES, is_noticed=st.booleans())
     def break_connection(self, name: str, is_noticed: bool) -> None:
@@ -111,9 +133,7 @@ class MasterMachine(RuleBasedStateMachine):
         self.workers[name].start_one()
 
     @rule(name=DEVICES, outcome=OUTCOMES, children=st.lists(SPECS, max_size=4))
-    def finish(
-        self, name: str, outcome: Outcome, children: list[tuple[str, str, int, int]]
-    ) -> None:
+    def finish(self, name: str, outcome: Outcome, children: list[Spec]) -> None:
         specs = tuple(self._spec(one) for one in children) if outcome is Outcome.COMPLETED else ()
         self.workers[name].finish_one(outcome, specs, retry_after_ms=3_000)
 
@@ -132,7 +152,7 @@ class MasterMachine(RuleBasedStateMachine):
     # --- clients --------------------------------------------------------------------------------
 
     @rule(batch=BATCHES, job=st.integers(0, 2))
-    def submit(self, batch: list[tuple[str, str, int, int]], job: int) -> None:
+    def submit(self, batch: list[Spec], job: int) -> None:
         request = Submit(self._id(), tuple(map(self._spec, batch)), self.jobs[job])
         self.requests.append(request)
         self.bench.hears("client", request)
@@ -165,6 +185,28 @@ class MasterMachine(RuleBasedStateMachine):
     @rule(name=DEVICES, on=st.booleans())
     def drain(self, name: str, on: bool) -> None:
         self.bench.hears("client", DrainDevice(self._id(), name, on))
+
+    @rule(strategy=st.sampled_from(Strategy))
+    def set_strategy(self, strategy: Strategy) -> None:
+        self.bench.hears("client", SetStrategy(self._id(), strategy))
+
+    @rule(name=DEVICES)
+    def revoke(self, name: str) -> None:
+        """It goes on running what it has; whatever it says is refused from now on."""
+        request = RevokeDevice(self._id(), name)
+        self.revocations[request.request_id] = name
+        self.bench.hears("client", request)
+        if self.workers[name].is_linked:
+            self.workers[name].hang_up(is_noticed=False)
+
+    @rule(name=DEVICES)
+    def enrol(self, name: str) -> None:
+        """A new key, which only a device gets that has none."""
+        if self.bench.commits and not self.bench.pending_turns:
+            self._listen()
+            answer = self.bench.enrols(name, f"{name} {self._id()!r}".encode().ljust(32)[:32])
+            assert isinstance(answer, Enrolled) or name not in self.revoked, answer
+            self.revoked.discard(name)
 
     # --- time, disk, death ----------------------------------------------------------------------
 
@@ -220,6 +262,9 @@ class MasterMachine(RuleBasedStateMachine):
             assert task.attempt <= attempt, "began again after an acknowledged cancel"
         seen = [key for one in self.workers.values() for key in one.seen]
         assert len(seen) == len(set(seen)), "an attempt number was handed out twice"
+        for name, worker in self.workers.items():
+            for task_id, _ in worker.seen:
+                assert self._can_run(name, store.tasks[task_id]), "given to who cannot run it"  # type: ignore[index]
         self._check_politeness()
 
     def teardown(self) -> None:
@@ -229,16 +274,30 @@ class MasterMachine(RuleBasedStateMachine):
         # Whatever was scheduled by a clock that was then set back is due now.
         self.bench.wall_step_ms = 100 * 86_400_000
         for name in NAMES:
+            self.enrol(name)
             self.bench.hears("client", DrainDevice(self._id(), name, on=False))
         for _ in range(HEAL_STEPS):
-            if all(one.state.is_terminal for one in self.bench.store.tasks.values()):
+            if not self._unfinished():
                 break
             self._heal_a_little()
-        open_tasks = [one for one in self.bench.store.tasks.values() if not one.state.is_terminal]
-        assert not open_tasks, ("not everything came to an end", open_tasks)
+        assert not self._unfinished(), ("not everything came to an end", self._unfinished())
+        for task in self.bench.store.tasks.values():
+            assert task.state.is_terminal or task.state is TaskState.PENDING
         self.bench.audit()
 
     # --- helpers --------------------------------------------------------------------------------
+
+    def _unfinished(self) -> list[TaskRow]:
+        """What somebody could run, and nobody has."""
+        return [
+            task
+            for task in self.bench.store.tasks.values()
+            if not task.state.is_terminal and any(self._can_run(name, task) for name in NAMES)
+        ]
+
+    def _can_run(self, name: str, task: TaskRow) -> bool:
+        labels = set(task.labels.split(",")) if task.labels else set()
+        return task.task_type in TYPES[name] and labels <= set(LABELS[name])
 
     def _heal_a_little(self) -> None:
         self.bench.advance(500)
@@ -267,6 +326,8 @@ class MasterMachine(RuleBasedStateMachine):
         self.bench.forget()
 
     def _on_changed(self, message: Changed) -> None:
+        if message.request_id in self.revocations:
+            self.revoked.add(self.revocations[message.request_id])
         asked = self.cancels.get(message.request_id, 0)
         for task_id in message.task_ids if asked else ():
             if self.retried.get(task_id, 0) < asked:
@@ -287,10 +348,12 @@ class MasterMachine(RuleBasedStateMachine):
         known = sorted(self.bench.store.tasks)
         return tuple(data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)))
 
-    def _spec(self, drawn: tuple[str, str, int, int]) -> TaskSpec:
-        unique_key, rate_key, priority, soon_ms = drawn
+    def _spec(self, drawn: Spec) -> TaskSpec:
+        task_type, labels, unique_key, rate_key, priority, soon_ms = drawn
         wall_ms = WALL_AT_ZERO + self.bench.now_ms + self.bench.wall_step_ms
         return spec(
+            task_type,
+            labels=labels,
             unique_key=unique_key,
             rate_key=rate_key,
             priority=priority,
@@ -303,4 +366,4 @@ class MasterMachine(RuleBasedStateMachine):
 
 
 TestMasterMachine = MasterMachine.TestCase
-TestMasterMachine.settings = hypothesis_settings(max_examples=40, stateful_step_count=40)
+TestMasterMachine.settings = stateful(examples=40, steps=40)

@@ -30,6 +30,8 @@ from zmqcluster.messages import (
     AttemptRef,
     Capabilities,
     Changed,
+    CreateToken,
+    Enrol,
     Goodbye,
     Heartbeat,
     Held,
@@ -52,6 +54,7 @@ from zmqcluster.messages import (
 )
 from zmqcluster.model import (
     PROTOCOL_VERSION,
+    WALL_MS_MAX,
     DeviceId,
     JobId,
     Outcome,
@@ -180,13 +183,17 @@ class MasterBench:
         *,
         slots: int = 1,
         pool: Pool = Pool.SYNC,
-        types: tuple[str, ...] = ("noop",),
+        types: tuple[str, ...] | dict[str, Pool] = ("noop",),
         labels: tuple[str, ...] = (),
         credit: int = 1024,
         inventory: tuple[Held, ...] = (),
         reboot: bool = False,
     ) -> list[Outbound]:
-        """A device says Hello over a new connection; what it is told, but for its orders."""
+        """A device says Hello over a new connection; what it is told, but for its orders.
+
+        types: all in pool, or each with its own; every pool has so many slots.
+        """
+        offers = types if isinstance(types, dict) else dict.fromkeys(types, pool)
         self._boots[name] = self._boots.get(name, 1) + reboot
         connections = sum(1 for _ in self.peers) + next(self._requests)
         self.peers[name] = f"{name}#{connections}".encode()
@@ -196,8 +203,8 @@ class MasterBench:
             boot_id=f"{name}-{self._boots[name]}".encode().ljust(16, b".")[:16],
             name=name,
             capabilities=Capabilities(),
-            task_types=tuple(TypeOffer(one, pool) for one in types),
-            pools=(PoolOffer(pool, slots),),
+            task_types=tuple(TypeOffer(name, where) for name, where in offers.items()),
+            pools=tuple(PoolOffer(one, slots) for one in dict.fromkeys(offers.values())),
             labels=labels,
             credit=credit,
             inventory=inventory,
@@ -243,6 +250,17 @@ class MasterBench:
     def loses(self, name: str) -> None:
         """The device's connection closes."""
         self.turn(PeerLost(self.peers[name]))
+
+    def enrols(self, name: str, public_key: bytes) -> Outbound:
+        """A device shows a join token that is good for ever, and is given a key; the answer."""
+        token = CreateToken(b"t", "token", b"b" * 32, Role.WORKER, WALL_MS_MAX, 1_000_000)
+        self.hears("client", token)
+        enrol = Enrol(PROTOCOL_VERSION, public_key, name)
+        principal = Principal(Role.ENROL, token_id="token")
+        self.turn(MessageReceived(b"enrolling", principal, enrol))
+        [answer] = [one.message for one in self.sends if one.peer == b"enrolling"]
+        self.sends = [one for one in self.sends if one.peer not in (b"enrolling", CLIENT)]
+        return answer
 
     def leaves(self, name: str) -> None:
         self.hears(name, Goodbye("test"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from msgspec import Struct
 
 from tests.support.master_bench import MasterBench
@@ -25,7 +27,7 @@ from zmqcluster.messages import (
     TaskSpec,
     Welcome,
 )
-from zmqcluster.model import Outcome
+from zmqcluster.model import Outcome, Pool
 
 SLOTS = 2
 CREDIT = 4
@@ -43,11 +45,20 @@ class Attempt(Struct):
 class ModelWorker:
     """One process and, after reboot(), its successor. What it is told is fed in by listen().
 
-    begun: (rate key's task id, moment) of every run it ever started, for politeness.
+    begun: (rate key's task id, moment) of every run it ever started, for politeness. types: what
+    it runs, and in which pool; each pool runs so many at once.
     """
 
-    def __init__(self, bench: MasterBench, name: str) -> None:
+    def __init__(
+        self,
+        bench: MasterBench,
+        name: str,
+        types: dict[str, Pool] | None = None,
+        labels: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
+        self.types = types or {"noop": Pool.SYNC}
+        self.labels = labels
         self.held: dict[Key, Attempt] = {}
         self.kept: dict[Key, TaskResult] = {}
         self.begun: list[tuple[int, int]] = []
@@ -70,6 +81,8 @@ class ModelWorker:
         told = self._bench.device(
             self.name,
             slots=SLOTS,
+            types=self.types,
+            labels=self.labels,
             credit=CREDIT,
             inventory=self._inventory(),
             reboot=self._wants_reboot,
@@ -104,12 +117,12 @@ class ModelWorker:
     def start_one(self) -> bool:
         """Begin the first queued attempt, if a slot, the lease and its window allow it."""
         self._return_late()
-        running = sum(one.is_running for one in self.held.values())
         lease_ms = self._lease_from_ms + self._bench.settings.device_timeout_ms
-        if running >= SLOTS or self._bench.now_ms > lease_ms:
+        if self._bench.now_ms > lease_ms:
             return False
+        busy = Counter(self._pool(one) for one in self.held.values() if one.is_running)
         for (task_id, attempt), one in self.held.items():
-            if not one.is_running:
+            if not one.is_running and busy[self._pool(one)] < SLOTS:
                 one.is_running = True
                 self.begun.append((task_id, self._bench.now_ms))
                 if self.is_linked:
@@ -182,6 +195,10 @@ class ModelWorker:
                 self.kept[key] = TaskResult(*key, Outcome.CANCELLED)
 
     # --- helpers --------------------------------------------------------------------------------
+
+    def _pool(self, one: Attempt) -> Pool:
+        """Where an order runs; it must be of a type that was offered."""
+        return self.types[one.order.task_type]
 
     def _inventory(self) -> tuple[Held, ...]:
         lines = [Held(*key, phase=int(one.is_running)) for key, one in self.held.items()]
