@@ -244,3 +244,13 @@ def test_it_serves_on_a_loop_of_the_caller(backend: BenchBackend) -> None:
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     """An application nobody asks."""
+
+
+def test_head_of_a_request_is_bounded_also_when_it_comes_at_once(server: RestServer) -> None:
+    filler = b"X: " + b"a" * connection.HEADER_BYTES_MAX + b"\r\n"
+
+    answer = talk(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + filler + b"\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"at most 16384 bytes of headers" in answer
+    assert answer.count(b"HTTP/1.1") == 1

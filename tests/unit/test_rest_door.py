@@ -226,6 +226,8 @@ def test_head_is_get_without_its_body(rest: RestBench, path: str) -> None:
 
 def test_allow_names_every_method_of_a_path_in_one_order(rest: RestBench) -> None:
     assert rest.call("OPTIONS", "/tasks").headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    assert rest.call("OPTIONS", "/tasks/1").headers["allow"] == "GET, HEAD, OPTIONS"
+    assert rest.call("OPTIONS", "/devices/d1").headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
     assert rest.call("DELETE", "/tasks", token=TOKEN).headers["allow"] == "GET, HEAD, OPTIONS, POST"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, Final
 
 import h11
@@ -34,7 +35,8 @@ class BoundedConnection(H11Protocol):
             self._arm()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for piece in self._pieces(data):
+            super().data_received(piece)
         if self._is_answering():
             self._disarm()
         elif self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]:
@@ -53,6 +55,16 @@ class BoundedConnection(H11Protocol):
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self.loop.call_later(FETCH_SECONDS_MAX, self.transport.abort)
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        """h11 looks at the size of a head only while it is not whole, so it gets no more at once
+        than makes one too large."""
+        start = 0
+        while start < len(data) and not self.transport.is_closing():
+            room = HEADER_BYTES_MAX + 1 - len(self.conn.trailing_data[0])
+            end = start + (room if room > 0 else HEADER_BYTES_MAX)
+            yield data[start:end]
+            start = end
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
