@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, Final
+from urllib.request import urlopen
 
 from msgspec import Struct
 
@@ -91,9 +93,8 @@ def events(rig: Rig, kind: str) -> int:
 
 
 def counted(rig: Rig, name: str) -> float:
-    """A counter of the running master."""
-
-    async def work(client: DistributionClient) -> float:
-        return (await client.status()).counters.get(name, 0)
-
-    return rig.cluster.ask(work)
+    """A counter of the running master, as /metrics shows it; 0 before it counted anything."""
+    with urlopen(f"http://127.0.0.1:{rig.cluster.port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(rf"^zmqcluster_{name}_total ([\d.]+)$", text, re.M)
+    return float(found[1]) if found else 0.0

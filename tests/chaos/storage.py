@@ -218,7 +218,7 @@ def lock_held(rig: Rig) -> None:
     cluster.start_worker()
     with rig.load() as load:
         rig.flows(load, 20)
-        with _database(rig, isolation_level=None) as holder:
+        with _database(rig) as holder:
             holder.execute("BEGIN EXCLUSIVE")
             began, acknowledged = time.monotonic(), load.acknowledged
             wait_until(lambda: time.monotonic() - began > 5.0, "five seconds")
@@ -286,8 +286,10 @@ def bad_disk(rig: Rig) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _database(rig: Rig, **options: None) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(rig.cluster.data_dir / "cluster.db", timeout=10, **options)
+def _database(rig: Rig) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(
+        rig.cluster.data_dir / "cluster.db", timeout=10, isolation_level=None
+    )
     try:
         yield connection
     finally:

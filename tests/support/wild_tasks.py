@@ -183,10 +183,10 @@ async def close_fds_async(context: TaskContext, path: Path) -> None:
 async def patch(context: TaskContext, path: Path) -> str:
     """Replace what everybody uses."""
     note_start(path, context)
-    json.dumps = lambda *_, **__: "no"  # type: ignore[assignment]
-    socket.socket.connect = _refuse  # type: ignore[assignment,method-assign]
-    time.monotonic = lambda: -1.0  # type: ignore[assignment]
-    os.getpid = lambda: 1  # type: ignore[assignment]
+    json.dumps = lambda *_, **__: "no"
+    socket.socket.connect = _refuse  # type: ignore[method-assign]
+    time.monotonic = lambda: -1.0
+    os.getpid = lambda: 1
     return "patched"
 
 
