@@ -21,6 +21,7 @@ from msgspec import Struct
 from yarl import URL
 
 from executors.body import read_body
+from executors.connector import Connector
 from executors.context import ExecutorSettings
 from executors.egress import Egress, EgressRefused, GuardedResolver, guarded_socket
 from executors.pacing import Pacer
@@ -117,7 +118,7 @@ class Fetcher:
 
     async def open(self) -> None:
         """Make the connection pool; connects to nobody yet."""
-        connector = aiohttp.TCPConnector(
+        connector = Connector(
             limit=CONNECTIONS_MAX,
             limit_per_host=CONNECTIONS_PER_SITE_MAX,
             ttl_dns_cache=DNS_CACHE_S,

@@ -183,6 +183,31 @@ def test_a_body_that_drips_meets_its_deadline() -> None:
     run(scenario())
 
 
+def test_a_site_that_only_announces_answers_is_left_at_once() -> None:
+    async def announcing() -> AsyncIterator[bytes]:
+        while True:
+            yield b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000
+
+    async def scenario() -> None:
+        async with raw_site(announcing) as site:
+            with pytest.raises(FetchFailed, match="too many interim answers"):
+                await get(site)
+
+    run(scenario())
+
+
+def test_a_few_announcements_before_the_answer_are_passed_over() -> None:
+    async def announced() -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 100 Continue\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\n\r\n" * 5
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    async def scenario() -> None:
+        async with raw_site(announced) as site:
+            assert (await get(site)).body == b"ok"
+
+    run(scenario())
+
+
 def test_headers_that_never_end_meet_their_deadline() -> None:
     async def dripping() -> AsyncIterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\n"
