@@ -13,7 +13,15 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # ships no types
 import pytest
 
-from tests.support.cluster import Cluster, Node, trace_lines, wait_until
+from tests.support.cluster import (
+    Cluster,
+    freeze,
+    holder,
+    lives,
+    thaw,
+    trace_lines,
+    wait_until,
+)
 from zmqcluster.client import DistributionClient, task
 from zmqcluster.errors import MasterUnreachable
 
@@ -63,7 +71,7 @@ def test_killed_workers_tasks_run_elsewhere_within_two_seconds(
     trace = tmp_path / "trace"
     task_id = cluster.submit("trace", {"path": str(trace), "seconds": 3.0})
     wait_until(lambda: trace_lines(trace, "start"), "it runs")
-    first = _holder(workers, trace)
+    first = holder(workers, int(trace_lines(trace, "start")[0][3]))
 
     killed = time.monotonic()
     first.kill()
@@ -85,9 +93,9 @@ def test_silent_hosts_tasks_run_elsewhere_after_the_timeout(
     trace = tmp_path / "trace"
     task_id = cluster.submit("trace", {"path": str(trace), "seconds": 4.0})
     wait_until(lambda: trace_lines(trace, "start"), "it runs")
-    first = _holder(workers, trace)
+    first = holder(workers, int(trace_lines(trace, "start")[0][3]))
 
-    _freeze(first.pid)
+    freeze(first.pid)
     frozen = time.monotonic()
 
     wait_until(lambda: len(trace_lines(trace, "start")) == 2, "it runs again", 15)
@@ -95,7 +103,7 @@ def test_silent_hosts_tasks_run_elsewhere_after_the_timeout(
     # The last beat came before the freeze, so the lease ends at most one timeout after it.
     assert began_again - frozen < timeout_s + 2.0
     # It finds its lease and its attempt gone, and speaks of it while the second one still runs.
-    _thaw(first.pid)
+    thaw(first.pid)
     fenced = "SELECT count(*) FROM events WHERE kind = 'result_fenced'"
     wait_until(lambda: cluster.rows(fenced)[0][0] == 1, "the late result is fenced")
     cluster.wait_state(task_id, "completed")
@@ -219,7 +227,7 @@ def test_killed_agent_leaves_no_process_behind(make_cluster: Make, tmp_path: Pat
 
     worker.kill()
 
-    wait_until(lambda: not any(_lives(pid) for pid in hosts), "the hosts are dead", 2.0)
+    wait_until(lambda: not any(lives(pid) for pid in hosts), "the hosts are dead", 2.0)
 
 
 def test_cancelled_means_that_the_process_is_gone(make_cluster: Make, tmp_path: Path) -> None:
@@ -235,7 +243,7 @@ def test_cancelled_means_that_the_process_is_gone(make_cluster: Make, tmp_path: 
 
     assert changed.task_ids == (task_id,)
     cluster.wait_state(task_id, "cancelled", 10)
-    assert not _lives(host)
+    assert not lives(host)
     waiting = cluster.submit("noop", not_before=time.time() + 3600)
     cluster.ask(lambda client: client.cancel([waiting]))
     assert cluster.state(waiting) == "cancelled"
@@ -250,12 +258,12 @@ def test_cancel_acknowledged_before_a_kill_holds_after_it(
     trace = tmp_path / "trace"
     task_id = cluster.submit("trace_sync", {"path": str(trace), "seconds": 5.0})
     wait_until(lambda: trace_lines(trace, "start"), "it runs")
-    _freeze(worker.pid)
+    freeze(worker.pid)
     cluster.ask(lambda client: client.cancel([task_id]))
     master.kill()
 
     cluster.start_master()
-    _thaw(worker.pid)
+    thaw(worker.pid)
 
     cluster.wait_state(task_id, "cancelled")
     assert trace_lines(trace, "end") == []
@@ -321,34 +329,6 @@ def test_every_loss_is_an_event_and_a_counter(make_cluster: Make, tmp_path: Path
     counters = cluster.ask(lambda client: client.status()).counters
     assert counters["device_lost"] == 1
     assert counters["task_device_lost"] == 1
-
-
-def _holder(workers: list[Node], trace: Path) -> Node:
-    """The worker whose host runs what the trace began with."""
-    host = int(trace_lines(trace, "start")[0][3])
-    return next(one for one in workers if host in [child.pid for child in _family(one.pid)])
-
-
-def _freeze(pid: int) -> None:
-    for process in _family(pid):
-        process.suspend()
-
-
-def _thaw(pid: int) -> None:
-    for process in _family(pid):
-        process.resume()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 assert os.name == "posix", "these tests send signals"

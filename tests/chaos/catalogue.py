@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import shutil
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+import tests.chaos
+from tests.support.cgroups import can_group
+from tests.support.wall_clock import can_fake_time
+from tests.support.netns import can_lay_cables
 
 if TYPE_CHECKING:
     from tests.chaos.rig import Rig
@@ -38,6 +45,11 @@ class Fault(Struct, frozen=True):
         """What keeps this machine from injecting it."""
         return [one for one in self.needs if not CAN[one]()]
 
+    @property
+    def why_not(self) -> str:
+        """The same for people; empty when it can."""
+        return "; ".join(WHY.get(one, f"{one} is missing") for one in self.missing)
+
 
 CATALOGUE: Final[dict[int, Fault]] = {}
 
@@ -63,6 +75,31 @@ def _has(*programs: str) -> bool:
 # What a fault may need; probed, never assumed.
 CAN: Final[dict[str, Callable[[], bool]]] = {
     "gcc": lambda: _has("gcc"),
-    "netns": lambda: _has("ip", "nft"),
-    "faketime": lambda: _has("faketime"),
+    "netns": can_lay_cables,
+    "freezer": lambda: can_group("freezer"),
+    "cpu group": lambda: can_group("cpu"),
+    "memory group": lambda: can_group("memory"),
+    "wall clock": can_fake_time,
+    "failpoints": lambda: False,
+    "previous release": lambda: False,
 }
+
+# Why a machine may not be able to, for people.
+WHY: Final[dict[str, str]] = {
+    "gcc": "no C compiler",
+    "netns": "no right to make network namespaces, or no ip, tc and nft (iproute2, nftables)",
+    "freezer": "no right to make a freezer control group",
+    "cpu group": "no right to make a cpu control group",
+    "memory group": "no right to make a memory control group",
+    "wall clock": "no C compiler, or it makes nothing that can be preloaded",
+    "failpoints": "the code has none: make sim stops the master at each of these points",
+    "previous release": "there is none yet",
+}
+
+
+def load_all() -> dict[int, Fault]:
+    """The whole catalogue, by number: every module of this folder enters its own."""
+    for module in pkgutil.iter_modules(tests.chaos.__path__):
+        if not module.name.startswith("test_"):
+            importlib.import_module(f"tests.chaos.{module.name}")
+    return dict(sorted(CATALOGUE.items()))

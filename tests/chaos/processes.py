@@ -1,9 +1,23 @@
-"""Processes that die, stop and come back."""
+"""Processes that die, stop, starve and come back."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
 from tests.chaos.catalogue import Tier, fault
 from tests.chaos.rig import Rig
+from tests.support.cgroups import Group
+from tests.support.cluster import Node, family, freeze, holder, lives, thaw, wait_until
+
+# The rig's device_timeout, and what a promise adds to it.
+TIMEOUT_S: Final = 3.0
+SLACK_S: Final = 2.0
 
 
 @fault(1, "master killed under submissions, five times", tier=Tier.QUICK)
@@ -13,9 +27,280 @@ def master_killed(rig: Rig) -> None:
     cluster.start_worker()
     cluster.start_worker()
     with rig.load() as load:
-        for _ in range(5):
+        for number in range(5):
             rig.flows(load, 40)
+            rig.pause(0, 0.1)
+            rig.step(f"kill {number + 1}")
             master.kill()
             master = cluster.start_master()
         rig.flows(load, 40)
     rig.judge()
+
+
+@fault(2, "master dies at a named point", needs=("failpoints",))
+def master_dies_at_point(_: Rig) -> None:
+    raise AssertionError("nothing to inject it with")
+
+
+@fault(3, "master paused, for less and for more than device_timeout")
+def master_paused(rig: Rig) -> None:
+    master = rig.cluster.start_master()
+    rig.cluster.start_worker()
+    with rig.load() as load:
+        for seconds in (2.0, TIMEOUT_S + 2.0):
+            rig.flows(load)
+            rig.step(f"paused for {seconds} s")
+            master.signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            master.signal(signal.SIGCONT)
+        rig.flows(load)
+    rig.judge()
+    assert rig.events("device_lost") == 0, "its own pause is nobody's silence"
+    assert rig.events("task_device_lost") == 0
+
+
+@fault(4, "master killed for want of memory", needs=("memory group",))
+def master_out_of_memory(rig: Rig) -> None:
+    group = rig.keep(Group("memory"))
+    master = rig.cluster.start_master(prefix=group.prefix)
+    rig.cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        rig.step("memory runs out")
+        # The kernel takes the fattest; for once it shall be the master, whoever eats the rest.
+        Path(f"/proc/{master.pid}/oom_score_adj").write_text("1000")
+        group.limit_memory(group.memory_bytes + 48 * 1024 * 1024)
+        eater = _eater(group)
+        try:
+            wait_until(lambda: master.process.poll() is not None, "the kernel kills it")
+        finally:
+            eater.kill()
+            eater.wait()
+        rig.cluster.start_master()
+        rig.flows(load)
+    rig.judge()
+    assert master.process.returncode == -signal.SIGKILL
+
+
+@fault(5, "master killed every other second, six times")
+def restart_storm(rig: Rig) -> None:
+    rig.cluster.start_master()
+    rig.cluster.start_worker()
+    rig.cluster.start_worker()
+    with rig.load() as load:
+        for number in range(6):
+            rig.step(f"kill {number + 1}")
+            rig.pause(0.2, 1.0)
+            rig.cluster.nodes[-1 if number else 0].kill()
+            rig.cluster.start_master()
+        rig.flows(load)
+    rig.judge()
+    assert rig.cluster.rows("SELECT value FROM meta WHERE key = 'epoch'") == [(7,)]
+    assert rig.cluster.rows("SELECT max(attempt) FROM tasks")[0][0] <= 3, "attempts explode"
+
+
+@fault(6, "stale master: one is paused, another one started")
+def stale_master(rig: Rig) -> None:
+    master = rig.cluster.start_master()
+    rig.cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        rig.step("a second master beside the paused one")
+        master.signal(signal.SIGSTOP)
+        second = _second_master(rig)
+        refused = second.process.wait(20)
+        master.signal(signal.SIGCONT)
+        rig.flows(load)
+    rig.judge()
+    assert refused == 1
+    assert second.says("another master")
+
+
+@fault(7, "second master on the same data")
+def second_master(rig: Rig) -> None:
+    rig.cluster.start_master()
+    rig.cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        second = _second_master(rig)
+        assert second.process.wait(20) == 1
+        rig.flows(load)
+    rig.judge()
+    assert second.says("another master")
+
+
+@fault(8, "agent killed with tasks running", tier=Tier.QUICK)
+def agent_killed(rig: Rig) -> None:
+    rig.cluster.start_master()
+    workers = [rig.cluster.start_worker(), rig.cluster.start_worker()]
+    with rig.load() as load:
+        rig.flows(load)
+        # One in a host of its own, the others in the asyncio host of either worker.
+        runs = [*rig.running("trace_sync", seconds=4.0), *rig.running("trace", 4, seconds=4.0)]
+        victim = holder(workers, runs[0].pid)
+        children = [one.pid for one in family(victim.pid)[1:]]
+        ours = [one.task_id for one in runs if one.pid in children]
+        rig.step("agent killed")
+        victim.kill()
+        killed = time.monotonic()
+        wait_until(lambda: not any(map(lives, children)), "its hosts are gone", 2.0)
+        wait_until(lambda: all(len(rig.starts_of(one)) == 2 for one in ours), "they run again")
+    rig.judge()
+    for task_id in ours:
+        assert rig.starts_of(task_id)[1] - killed < 2.0, "its tasks run elsewhere within 2 s"
+
+
+@fault(9, "zombie worker: its agent stops for longer than device_timeout")
+def zombie_worker(rig: Rig) -> None:
+    rig.cluster.start_master()
+    workers = [rig.cluster.start_worker(), rig.cluster.start_worker()]
+    runs = rig.running("trace", 2, seconds=TIMEOUT_S + SLACK_S + 2)
+    victim = holder(workers, runs[0].pid)
+    ours = [one.task_id for one in runs if one.pid in [each.pid for each in family(victim.pid)]]
+    rig.step("agent stopped, its hosts go on")
+    victim.signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_until(lambda: all(len(rig.starts_of(one)) == 2 for one in ours), "they run elsewhere")
+    took_s = max(rig.starts_of(one)[1] for one in ours) - stopped
+    # They end while nobody listens, and are told of when their attempts are over.
+    time.sleep(max(0.0, TIMEOUT_S + SLACK_S + 2.5 - (time.monotonic() - stopped)))
+    rig.step("agent goes on")
+    victim.signal(signal.SIGCONT)
+    wait_until(lambda: rig.events("result_fenced") >= len(ours), "late results are fenced")
+    rig.judge()
+    assert took_s < TIMEOUT_S + SLACK_S
+
+
+@fault(10, "executor host killed with tasks running", tier=Tier.QUICK)
+def host_killed(rig: Rig) -> None:
+    rig.cluster.start_master()
+    rig.cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        for kind in ("trace_sync", "trace"):
+            rig.step(f"host of {kind} killed")
+            [run] = rig.running(kind, seconds=1.0)
+            os.kill(run.pid, signal.SIGKILL)
+        rig.flows(load)
+    rig.judge()
+    assert rig.events("device_lost") == 0, "a host is not the device"
+    assert rig.events("task_died") >= 1
+
+
+@fault(11, "whole worker family frozen for longer than device_timeout", needs=("freezer",))
+def worker_frozen(rig: Rig) -> None:
+    group = rig.keep(Group("freezer"))
+    rig.cluster.start_master()
+    victim = rig.cluster.start_worker(prefix=group.prefix)
+    other = rig.cluster.start_worker()
+    runs = rig.running("trace", 4, seconds=TIMEOUT_S + SLACK_S)
+    ours = [one.task_id for one in runs if holder([victim, other], one.pid) is victim]
+    with rig.load() as load:
+        rig.step("frozen")
+        group.freeze()
+        frozen = time.monotonic()
+        try:
+            wait_until(lambda: all(len(rig.starts_of(one)) == 2 for one in ours), "they run again")
+            rig.flows(load)
+        finally:
+            group.thaw()
+        rig.flows(load)
+    rig.judge()
+    assert ours
+    for task_id in ours:
+        assert rig.starts_of(task_id)[1] - frozen < TIMEOUT_S + SLACK_S
+
+
+@fault(12, "worker with a tenth of a core", needs=("cpu group",))
+def worker_starved(rig: Rig) -> None:
+    group = rig.keep(Group("cpu"))
+    rig.cluster.start_master()
+    rig.cluster.start_worker(prefix=group.prefix)
+    with rig.load() as load:
+        rig.flows(load)
+        rig.step("starved")
+        group.starve(10)
+        time.sleep(2 * TIMEOUT_S)
+        group.feed()
+        rig.flows(load)
+    rig.judge()
+    assert rig.events("device_lost") == 0, "slow is not silent"
+
+
+@fault(15, "suspend and resume: everything stops for longer than device_timeout")
+def suspended(rig: Rig) -> None:
+    rig.cluster.start_master()
+    rig.cluster.start_worker()
+    rig.cluster.start_worker()
+    runs = rig.running("trace_sync", 2, seconds=1.0)
+    with rig.load() as load:
+        rig.flows(load)
+        rig.step("suspended")
+        for node in rig.cluster.nodes:
+            freeze(node.pid)
+        time.sleep(TIMEOUT_S + SLACK_S)
+        rig.step("resumed")
+        # The master first and the workers a moment later, as their machines wake.
+        for node in rig.cluster.nodes:
+            thaw(node.pid)
+        rig.flows(load)
+    rig.judge()
+    assert rig.events("device_lost") == 0, "nobody was away"
+    assert all(len(rig.starts_of(one.task_id)) == 1 for one in runs)
+
+
+@fault(16, "drain by SIGTERM, then a second SIGTERM", tier=Tier.QUICK)
+def drained(rig: Rig) -> None:
+    rig.cluster.start_master()
+    victim = rig.cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        rig.running("trace", seconds=30.0)
+        rig.step("drains")
+        victim.signal(signal.SIGTERM)
+        victim.wait_for("Stopping")
+        # Two within half a second count as one: an echo of the terminal.
+        rig.pause(0.7, 1.0)
+        assert victim.process.poll() is None, "it waits for what runs"
+        rig.step("ends at once")
+        victim.signal(signal.SIGTERM)
+        began = time.monotonic()
+        victim.process.wait(10)
+        took_s = time.monotonic() - began
+        task_id = rig.extra.submissions[-1].task_ids[0]
+        rig.cluster.ask(lambda client: client.cancel([task_id]))
+        rig.cluster.start_worker()
+        rig.flows(load)
+    rig.judge()
+    assert took_s < 3.0
+
+
+@fault(17, "old agent with a new master, and the reverse", needs=("previous release",))
+def mixed_releases(_: Rig) -> None:
+    raise AssertionError("nothing to inject it with")
+
+
+@fault(18, "task that forks beside a live worker")
+def forking_task(rig: Rig) -> None:
+    rig.cluster.config["executors"] = ["tests.support.accept_tasks", "tests.support.forking_tasks"]
+    rig.cluster.start_master()
+    worker = rig.cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        rig.running("fork", 20, times=5)
+        rig.flows(load)
+        assert worker.process.poll() is None
+    rig.judge()
+    assert rig.events("device_lost") == 0
+    assert rig.events("task_died") == 0
+
+
+def _second_master(rig: Rig) -> Node:
+    """Elsewhere, so that the data is all they could fight for."""
+    return rig.cluster._start("master", "--master-port", str(rig.cluster.port + 3000))
+
+
+def _eater(group: Group) -> subprocess.Popen[bytes]:
+    """Takes 64 MiB in the group and keeps them."""
+    code = "import time; kept = bytearray(b'x') * (64 << 20); time.sleep(60)"
+    return subprocess.Popen([*group.prefix, sys.executable, "-c", code])

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
+
+from msgspec import Struct
 
 from tests.support.cluster import Cluster, trace_lines, wait_until
 from tests.support.history import (
@@ -27,6 +31,8 @@ from tests.support.history import (
 from zmqcluster.client import DistributionClient, task
 from zmqcluster.errors import MasterUnreachable, RequestRefused
 from zmqcluster.messages import TaskSpec
+
+K = TypeVar("K")
 
 # A load that keeps everything busy and leaves the machine room for the fault.
 BATCH: Final = 5
@@ -98,6 +104,23 @@ class Load:
         )
 
 
+class Verdict(Struct, frozen=True):
+    """What was judged in the end. unknown: requests that nobody answered."""
+
+    tasks: int = 0
+    attempts: int = 0
+    starts: int = 0
+    unknown: int = 0
+    problems: int = 0
+
+
+class Running(Struct, frozen=True):
+    """A task and the process that runs it."""
+
+    task_id: int
+    pid: int
+
+
 class Rig:
     """Make one with `rig(folder)`; a fault starts what it wants, breaks it, and leaves the rest.
 
@@ -113,6 +136,11 @@ class Rig:
         self.seed = seed
         self.loads: list[Load] = []
         self.extra = History()
+        self.rng = Random(seed)
+        # What is being done, for who watches; the last one is now.
+        self.steps: list[str] = []
+        self.verdict = Verdict()
+        self._kept = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -123,9 +151,22 @@ class Rig:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for load in self.loads:
-            load.stop()
-        self.cluster.close()
+        with self._kept:
+            for load in self.loads:
+                load.stop()
+            self.cluster.close()
+
+    def keep(self, thing: AbstractContextManager[K]) -> K:
+        """Have it closed after the cluster."""
+        return self._kept.enter_context(thing)
+
+    def step(self, words: str) -> None:
+        """Say what comes now."""
+        self.steps.append(words)
+
+    def pause(self, low_s: float, high_s: float) -> None:
+        """Let the load run for a while; when exactly the fault comes must not matter."""
+        time.sleep(self.rng.uniform(low_s, high_s))
 
     @contextlib.contextmanager
     def load(self) -> Iterator[Load]:
@@ -146,6 +187,33 @@ class Rig:
         """Until nothing is open any more."""
         is_open = "SELECT count(*) FROM tasks WHERE state IN ('pending', 'assigned', 'running')"
         wait_until(lambda: self.cluster.rows(is_open)[0][0] == 0, "all tasks have ended", REST_S)
+
+    def events(self, kind: str) -> int:
+        """How many of these are on record."""
+        return int(self.cluster.rows("SELECT count(*) FROM events WHERE kind = ?", kind)[0][0])
+
+    def running(self, task_type: str, count: int = 1, **fields: Any) -> list[Running]:
+        """Submit tasks of one of the tracing types, and wait until all of them run."""
+        data = {"path": str(self.trace), **fields}
+        ids = [self._submit(task_type, data) for _ in range(count)]
+        wanted = set(ids)
+
+        def begun() -> list[Running]:
+            lines = trace_lines(self.trace, "start")
+            runs = [Running(int(one[1]), int(one[3])) for one in lines if int(one[1]) in wanted]
+            return runs if len(runs) >= count else []
+
+        return wait_until(begun, f"{count} {task_type} run")
+
+    def starts_of(self, task_id: int) -> list[float]:
+        """When its attempts began, monotonic s."""
+        lines = trace_lines(self.trace, "start")
+        return [float(one[4]) for one in lines if int(one[1]) == task_id]
+
+    def _submit(self, task_type: str, data: dict[str, Any]) -> int:
+        task_id = self.cluster.submit(task_type, data, max_retry_count=20)
+        self.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
+        return task_id
 
     def history(self) -> History:
         """All that was seen from outside."""
@@ -181,6 +249,15 @@ class Rig:
 
     def judge(self, delays_ms: dict[str, float] | None = None) -> None:
         """Wait for rest, and hold what was seen against what is kept."""
+        self.step("waiting for rest")
         self.rests()
-        found = problems(self.history(), self.final(), delays_ms=delays_ms)
+        history, final = self.history(), self.final()
+        found = problems(history, final, delays_ms=delays_ms)
+        self.verdict = Verdict(
+            tasks=len(final.tasks),
+            attempts=len(final.attempts),
+            starts=len(history.starts),
+            unknown=sum(one.answer is Answer.UNKNOWN for one in history.submissions),
+            problems=len(found),
+        )
         assert not found, "\n".join(found[:20])

@@ -12,9 +12,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil  # type: ignore[import-untyped]  # ships no types
 
 from zmqcluster.client import DistributionClient
 from zmqcluster.views import DeviceView
@@ -49,13 +51,20 @@ def wait_until(condition: Callable[[], T], what: str, timeout_s: float = START_S
 
 
 class Node:
-    """One process of the cluster, in a process group of its own; its log goes to a file."""
+    """One process of the cluster, in a process group of its own; its log goes to a file.
 
-    def __init__(self, verb: str, log: Path, arguments: list[str]) -> None:
+    prefix: a command that becomes ours (`env`, `nsenter`), so that the pid is the node's own.
+    """
+
+    def __init__(
+        self, verb: str, log: Path, arguments: list[str], prefix: tuple[str, ...] = ()
+    ) -> None:
+        self.verb = verb
         self.log = log
+        command = [sys.executable, str(ROOT / "main.py"), "distribute", verb, *arguments]
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "main.py"), "distribute", verb, *arguments],
+                [*prefix, *command],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -112,18 +121,20 @@ class Cluster:
     def __init__(self, folder: Path, **config: object) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
+        # Where clients of the rig find the master.
+        self.host = "localhost"
         self.port = free_ports(3)
         self.config = {"executors": ["tests.support.accept_tasks"], **config}
         self.nodes: list[Node] = []
         self._logs = 0
 
-    def start_master(self) -> Node:
-        node = self._start("master", "--master-port", str(self.port))
+    def start_master(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Node:
+        node = self._start("master", "--master-port", str(self.port), *arguments, prefix=prefix)
         node.wait_for("Master node started")
         return node
 
-    def start_worker(self, *arguments: str) -> Node:
-        node = self._start("worker", "--master-port", str(self.port), *arguments)
+    def start_worker(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Node:
+        node = self._start("worker", "--master-port", str(self.port), *arguments, prefix=prefix)
         node.wait_for("Device registered successfully")
         return node
 
@@ -131,7 +142,7 @@ class Cluster:
         """Run work with a connected client, in an event loop of its own."""
 
         async def session() -> T:
-            client = DistributionClient.of_data_dir(self.data_dir, "localhost", self.port + 1)
+            client = DistributionClient.of_data_dir(self.data_dir, self.host, self.port + 1)
             async with client:
                 return await work(client)
 
@@ -169,12 +180,12 @@ class Cluster:
             # A task's own error is told within a line.
             assert "\nTraceback" not in text, f"{log}:\n{text[-3000:]}"
 
-    def _start(self, verb: str, *arguments: str) -> Node:
+    def _start(self, verb: str, *arguments: str, prefix: tuple[str, ...] = ()) -> Node:
         self._logs += 1
         config = self.folder / "config.json"
         config.write_text(json.dumps(self.config))
         flags = ["--config", str(config), "--data-dir", str(self.data_dir), *arguments]
-        node = Node(verb, self.folder / f"{self._logs}-{verb}.log", flags)
+        node = Node(verb, self.folder / f"{self._logs}-{verb}.log", flags, prefix)
         self.nodes.append(node)
         return node
 
@@ -185,3 +196,31 @@ def trace_lines(path: Path, word: str) -> list[list[str]]:
         return []
     lines = [line.split() for line in path.read_text().splitlines()]
     return [line for line in lines if line[0] == word]
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def freeze(pid: int) -> None:
+    for process in family(pid):
+        process.suspend()
+
+
+def thaw(pid: int) -> None:
+    for process in family(pid):
+        process.resume()
+
+
+def lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def holder(workers: Iterable[Node], host: int) -> Node:
+    """The worker that this executor host is a child of."""
+    return next(one for one in workers if host in [child.pid for child in family(one.pid)])
