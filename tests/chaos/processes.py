@@ -282,7 +282,7 @@ def mixed_releases(_: Rig) -> None:
 
 @fault(18, "task that forks beside a live worker")
 def forking_task(rig: Rig) -> None:
-    rig.cluster.config["executors"] = ["tests.support.accept_tasks", "tests.support.forking_tasks"]
+    rig.cluster.config["executors"] = ["tests.support.accept_tasks", "tests.support.odd_tasks"]
     rig.cluster.start_master()
     worker = rig.cluster.start_worker()
     with rig.load() as load:

@@ -88,6 +88,10 @@ class Cable:
         _run("ip", "addr", "add", f"{address}/24", "dev", self._ends[0])
         return address
 
+    def names(self) -> Names:
+        """Names that only those see who are started with its prefix."""
+        return Names(self)
+
     def inside(self, *words: str) -> None:
         """Run a command at the far end."""
         _run(*self.prefix, *words)
@@ -109,6 +113,34 @@ class Cable:
 
     def _nft(self, words: str) -> None:
         self.inside("nft", words)
+
+
+class Names:
+    """The far end's own /etc/hosts."""
+
+    def __init__(self, cable: Cable) -> None:
+        self._folder = Path("/etc/netns") / cable.name
+        self._folder.mkdir(parents=True)
+        self.prefix = ("ip", "netns", "exec", cable.name)
+        self.say("", "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._folder)
+
+    def say(self, name: str, address: str) -> None:
+        """The only name beside localhost; in place, since the file is mounted."""
+        lines = ["127.0.0.1 localhost", f"{address} {name}" if name else ""]
+        (self._folder / "hosts").write_text("\n".join(lines) + "\n")
+        # Nobody else is asked.
+        (self._folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
 
 
 def _run(*words: str) -> None:

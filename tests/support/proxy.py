@@ -209,9 +209,10 @@ class _Connection:
         held: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue(HELD_MAX)
         sending = asyncio.create_task(self._send(way, held, writer))
         loop = asyncio.get_running_loop()
-        due = 0.0
+        due, seen = 0.0, 0
         try:
-            while frame := await _next_frame(reader):
+            while frame := await _next_frame(reader, GREETING_BYTES - seen):
+                seen = min(seen + len(frame), GREETING_BYTES)
                 weather = self._proxy.weather
                 edited = weather.edit(way, frame) if is_message(frame) else [frame]
                 wait_ms = weather.delay_ms + rng.uniform(-1, 1) * weather.jitter_ms
@@ -258,11 +259,14 @@ class _Connection:
         return None
 
 
-async def _next_frame(reader: asyncio.StreamReader) -> bytes:
-    """The next frame with its head, or the greeting, which comes first; b"" at the end."""
+async def _next_frame(reader: asyncio.StreamReader, greeting_left: int) -> bytes:
+    """The next frame with its head, or a part of the greeting, which comes first; b"" at the end.
+
+    A part, since each side waits for the first words of the other before it says the rest.
+    """
+    if greeting_left:
+        return await reader.read(greeting_left)
     head = await reader.read(1)
-    if head == b"\xff":
-        return head + await reader.readexactly(GREETING_BYTES - 1)
     if not head:
         return b""
     size = await reader.readexactly(8 if head[0] & LONG else 1)

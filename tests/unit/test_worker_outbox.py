@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from zmqcluster.codec import encode
 from zmqcluster.core.worker_outbox import (
+    BATCH_BYTES,
     IN_FLIGHT_BYTES_MAX,
+    IN_FLIGHT_BYTES_MIN,
+    PROMPT_MS,
     RESEND_MS,
     Outbox,
     packed_bytes_max,
@@ -36,12 +39,14 @@ def sent_ids(outbox: Outbox, now_ms: int = NOW_MS) -> list[list[int]]:
     return [[one.task_id for one in message.results] for message in messages]
 
 
-def test_many_results_are_split_by_count() -> None:
+def test_many_small_results_go_together() -> None:
     outbox = Outbox()
     for task_id in range(1, RESULTS_PER_FRAME_MAX + 2):
         outbox.keep(NOW_MS, done(task_id))
 
-    assert [len(ids) for ids in sent_ids(outbox)] == [RESULTS_PER_FRAME_MAX, 1]
+    [first, *_] = sent_ids(outbox)
+
+    assert 100 < len(first) <= RESULTS_PER_FRAME_MAX
 
 
 def test_large_results_are_split_by_bytes_and_held_back_until_others_are_acknowledged() -> None:
@@ -50,13 +55,30 @@ def test_large_results_are_split_by_bytes_and_held_back_until_others_are_acknowl
     for task_id in range(1, count + 1):
         outbox.keep(NOW_MS, done(task_id, b"x" * RESULT_BYTES_MAX))
 
-    first = [task_id for ids in sent_ids(outbox) for task_id in ids]
-    assert 0 < len(first) < count
-    assert sent_ids(outbox) == []
-    outbox.ack([AttemptRef(task_id, 1) for task_id in first])
-    second = [task_id for ids in sent_ids(outbox) for task_id in ids]
+    rounds: list[list[int]] = []
+    while ids := sum(sent_ids(outbox), []):
+        assert sent_ids(outbox) == []
+        rounds.append(ids)
+        outbox.ack(NOW_MS, [AttemptRef(task_id, 1) for task_id in ids])
 
-    assert first + second == list(range(1, count + 1))
+    assert sum(rounds, []) == list(range(1, count + 1))
+    assert len(rounds[0]) == 1, "little at first"
+    assert len(rounds) < 8, "and more with each acknowledgement"
+    assert max(map(len, rounds)) <= IN_FLIGHT_BYTES_MAX // RESULT_BYTES_MAX
+
+
+def test_no_more_is_in_flight_while_acknowledgements_are_slow() -> None:
+    outbox = Outbox()
+    for task_id in range(1, 41):
+        outbox.keep(NOW_MS, done(task_id, b"x" * BATCH_BYTES))
+    now_ms = NOW_MS
+
+    while ids := sum(sent_ids(outbox, now_ms), []):
+        assert len(ids) * BATCH_BYTES <= IN_FLIGHT_BYTES_MIN
+        now_ms += PROMPT_MS + 1
+        outbox.ack(now_ms, [AttemptRef(task_id, 1) for task_id in ids])
+
+    assert len(outbox) == 0
 
 
 def test_result_that_fits_no_frame_becomes_a_failure_that_says_so() -> None:
@@ -127,10 +149,47 @@ def test_only_what_is_unacknowledged_is_repeated(acked: list[int]) -> None:
     for task_id in (1, 2, 3):
         outbox.keep(NOW_MS, done(task_id))
     sent_ids(outbox)
-    outbox.ack([AttemptRef(task_id, 1) for task_id in acked])
+    outbox.ack(NOW_MS, [AttemptRef(task_id, 1) for task_id in acked])
 
     assert sent_ids(outbox, NOW_MS + RESEND_MS - 1) == []
     left = [task_id for task_id in (1, 2, 3) if task_id not in acked]
     assert sent_ids(outbox, NOW_MS + RESEND_MS) == ([left] if left else [])
     assert len(outbox) == len(left)
     assert (outbox.bytes_kept > 0) == bool(left)
+
+
+def test_frame_is_as_small_as_its_largest_result_allows() -> None:
+    outbox = Outbox()
+    half, whole = b"x" * (BATCH_BYTES // 2), b"x" * (2 * BATCH_BYTES)
+    for task_id, body in enumerate((b"", half, half, whole, b""), start=1):
+        outbox.keep(NOW_MS, done(task_id, body))
+
+    assert sent_ids(outbox) == [[1, 2], [3], [4], [5]]
+
+
+def test_nothing_is_repeated_while_a_slow_line_still_brings_one_after_the_other() -> None:
+    outbox = Outbox()
+    for task_id in range(1, 5):
+        outbox.keep(NOW_MS, done(task_id, b"x" * BATCH_BYTES))
+    assert sum(sent_ids(outbox), []) == [1, 2, 3, 4]
+
+    for task_id in range(1, 4):
+        now_ms = NOW_MS + task_id * (RESEND_MS - 1)
+        assert sent_ids(outbox, now_ms) == []
+        outbox.ack(now_ms, [AttemptRef(task_id, 1)])
+
+    assert outbox.resend_due_ms() == now_ms + RESEND_MS
+    assert sent_ids(outbox, now_ms + RESEND_MS) == [[4]]
+
+
+def test_what_was_overtaken_is_repeated_though_others_are_acknowledged_all_the_time() -> None:
+    outbox = Outbox()
+    outbox.keep(NOW_MS, done(1))
+    sent_ids(outbox)
+    for task_id in (2, 3):
+        outbox.keep(NOW_MS, done(task_id))
+        sent_ids(outbox, NOW_MS + task_id)
+        outbox.ack(NOW_MS + RESEND_MS - 1, [AttemptRef(task_id, 1)])
+
+    assert outbox.resend_due_ms() == NOW_MS + RESEND_MS
+    assert sent_ids(outbox, NOW_MS + RESEND_MS) == [[1]]

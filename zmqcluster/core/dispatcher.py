@@ -22,8 +22,9 @@ from zmqcluster.model import (
 
 # Shapes of equal priority take turns at the fleet in portions of this many tasks.
 _PORTION: Final = 32
-# One Assign stays well below FRAME_BYTES_MAX, so that a large task does not hold up many small.
-_ASSIGN_BYTES: Final = 512 * 1024
+# Small orders go together up to this, as results do (worker_outbox.BATCH_BYTES): a frame that takes
+# a slow line longer than device_timeout never arrives.
+_ASSIGN_BYTES: Final = 16 * 1024
 
 
 class TaskDispatcher:

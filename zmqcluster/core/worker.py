@@ -208,7 +208,7 @@ class WorkerCore:
             case Assign():
                 self._on_assign(now_ms, message, effects)
             case ResultAck():
-                self._on_ack(message, effects)
+                self._on_ack(now_ms, message, effects)
             case HeartbeatAck():
                 if session.on_beat_ack(now_ms, message):
                     self._abort(now_ms, message.abort, effects)
@@ -265,9 +265,9 @@ class WorkerCore:
             if superseded is not None:
                 self._kill(now_ms, superseded, effects)
 
-    def _on_ack(self, message: ResultAck, effects: list[WorkerEffect]) -> None:
+    def _on_ack(self, now_ms: int, message: ResultAck, effects: list[WorkerEffect]) -> None:
         before = len(self._outbox)
-        spooled = self._outbox.ack(message.refs)
+        spooled = self._outbox.ack(now_ms, message.refs)
         self.counters.acknowledged += before - len(self._outbox)
         if spooled:
             effects.append(ForgetResults(tuple(spooled)))

@@ -14,12 +14,22 @@ from zmqcluster.model import FRAME_BYTES_MAX, RESULTS_PER_FRAME_MAX, Outcome
 
 Key = tuple[int, int]
 
-# An acknowledgement takes a commit and a round trip, some ms; after this long, ask again.
+# An acknowledgement takes a commit and a round trip, some ms; when nothing was acknowledged for
+# so long, or something that left later was, ask again. While others still come, a slow line is at
+# work on it: what is repeated then only makes the queue before the line longer.
 RESEND_MS: Final = 3_000
+# Small results go together up to this. A frame is heard of when all of it has arrived, and that
+# must be within device_timeout: on a line of 64 kbit/s, 4 MiB at once took ten minutes, and both
+# sides gave the other up and began again, for ever.
+BATCH_BYTES: Final = 16 * 1024
 # Most results are acknowledged long before, and never touch this machine's disk.
 SPOOL_AFTER_MS: Final = 200
 # Sent and unacknowledged at once: a master that was away is not hit with the whole spool in one go.
+# A session begins with little, and more follows as fast as acknowledgements are prompt: beats wait
+# behind what is in flight, and on a slow line they must not wait for device_timeout.
+IN_FLIGHT_BYTES_MIN: Final = 4 * BATCH_BYTES
 IN_FLIGHT_BYTES_MAX: Final = 4 * FRAME_BYTES_MAX
+PROMPT_MS: Final = 1_000
 _MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX - 1024
 # Tags, ids and lengths of one result or one part of it, at their longest (rounded up).
 _FRAMING_BYTES: Final = 96
@@ -48,6 +58,10 @@ class Outbox:
         self._sent: deque[Kept] = deque()
         self._unspooled: deque[Kept] = deque()
         self._in_flight_bytes = 0
+        self._window_bytes = IN_FLIGHT_BYTES_MIN
+        # When something was last acknowledged, and when the newest of what was had been sent.
+        self._moved_ms = 0
+        self._overtaken_ms = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -82,9 +96,10 @@ class Outbox:
         self._waiting.append(kept)
         self._unspooled.append(kept)
 
-    def ack(self, refs: Iterable[AttemptRef]) -> list[AttemptRef]:
+    def ack(self, now_ms: int, refs: Iterable[AttemptRef]) -> list[AttemptRef]:
         """Forget these; returns those of them that were spooled. Unknown ones do not matter."""
         spooled = []
+        self._moved_ms = now_ms
         for ref in refs:
             kept = self._kept.pop((ref.task_id, ref.attempt), None)
             if kept is None:
@@ -93,22 +108,27 @@ class Outbox:
             self.bytes_kept -= kept.bytes_max
             if kept.sent_ms:
                 self._in_flight_bytes -= kept.bytes_max
+                self._overtaken_ms = max(self._overtaken_ms, kept.sent_ms)
+                if now_ms - kept.sent_ms <= PROMPT_MS:
+                    self._window_bytes += kept.bytes_max
             if kept.is_spooled:
                 spooled.append(ref)
+        self._window_bytes = min(self._window_bytes, IN_FLIGHT_BYTES_MAX)
         return spooled
 
     def rewind(self) -> None:
         """A new session: nothing that was sent before counts as sent."""
         self._sent.clear()
         self._waiting = deque(self._kept.values())
-        self._in_flight_bytes = 0
+        self._in_flight_bytes = self._moved_ms = self._overtaken_ms = 0
+        self._window_bytes = IN_FLIGHT_BYTES_MIN
         for kept in self._waiting:
             kept.sent_ms = 0
 
     def take_messages(self, now_ms: int) -> Iterator[Results]:
         """What is to be sent now: new results, and those that were sent too long ago."""
         self._repeat_overdue(now_ms)
-        while self._waiting and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX:
+        while self._waiting and self._in_flight_bytes < self._window_bytes:
             batch = self._take_batch(now_ms)
             if batch:
                 yield Results(tuple(batch))
@@ -132,14 +152,20 @@ class Outbox:
 
     def resend_due_ms(self) -> int | None:
         """When take_messages() will repeat something, as far as known."""
-        return self._sent[0].sent_ms + RESEND_MS if self._sent else None
+        return self._due_ms(self._sent[0]) if self._sent else None
+
+    def _due_ms(self, kept: Kept) -> int:
+        """When to send it again. Never earlier for one that was sent later."""
+        is_overtaken = kept.sent_ms < self._overtaken_ms
+        return RESEND_MS + (kept.sent_ms if is_overtaken else max(kept.sent_ms, self._moved_ms))
 
     def _repeat_overdue(self, now_ms: int) -> None:
         queue = self._sent
-        while queue and (queue[0].is_acked or queue[0].sent_ms + RESEND_MS <= now_ms):
+        while queue and (queue[0].is_acked or self._due_ms(queue[0]) <= now_ms):
             kept = queue.popleft()
             if not kept.is_acked:
                 self._in_flight_bytes -= kept.bytes_max
+                self._window_bytes = IN_FLIGHT_BYTES_MIN
                 kept.sent_ms = 0
                 self._waiting.append(kept)
 
@@ -151,7 +177,7 @@ class Outbox:
             kept = waiting[0]
             if not kept.is_acked:
                 size += kept.bytes_max
-                if size > _MESSAGE_BYTES_MAX:
+                if size > BATCH_BYTES and batch:
                     break
                 self._in_flight_bytes += kept.bytes_max
                 kept.sent_ms = now_ms

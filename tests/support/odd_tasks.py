@@ -1,4 +1,4 @@
-"""A task that forks, as scripts of users do."""
+"""Task types of the chaos tests that do what is allowed, and rare."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def fork(context: TaskContext, path: Path, times: int = 1) -> int:
             os._exit(0)
         os.waitpid(child, 0)
     return times
+
+
+@task("bulky")
+async def bulky(context: TaskContext, path: Path, size: int = 1) -> bytes:
+    """A result of so many bytes that nothing makes shorter."""
+    note_start(path, context)
+    return os.urandom(size)
