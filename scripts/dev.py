@@ -129,6 +129,12 @@ def demo(rest: list[str]) -> None:
     tool("python", "scripts/demo.py", *rest)
 
 
+def chaos(rest: list[str]) -> None:
+    """real faults on a real cluster: all of the CI tier, or what follows (list, run 8, soak)"""
+    setup([])
+    tool("python", "scripts/chaos.py", *(rest or ["all"]))
+
+
 def ci(_: list[str]) -> None:
     """all but bench, cheapest first"""
     setup([])
@@ -156,6 +162,7 @@ VERBS = {
     "mutants": mutants,
     "bench": bench,
     "demo": demo,
+    "chaos": chaos,
     "ci": ci,
     "clean": clean,
 }

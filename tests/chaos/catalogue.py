@@ -13,8 +13,8 @@ from msgspec import Struct
 
 import tests.chaos
 from tests.support.cgroups import can_group
-from tests.support.wall_clock import can_fake_time
 from tests.support.netns import can_lay_cables
+from tests.support.wall_clock import can_fake_time
 
 if TYPE_CHECKING:
     from tests.chaos.rig import Rig

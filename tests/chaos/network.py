@@ -59,13 +59,16 @@ def lossy(rig: Rig) -> None:
 @fault(21, "a line of 64 kbit/s", needs=("netns",))
 def narrow(rig: Rig) -> None:
     rig.cluster.config["executors"] = ["tests.support.accept_tasks", "tests.support.odd_tasks"]
+    # A line that narrow holds up to two seconds of what is sent.
+    rig.cluster.config |= {"heartbeat_interval": 2.0, "device_timeout": 9.0}
     cable = _behind_cable(rig, others=0)
     rig.step("narrow")
     cable.narrow("64kbit")
-    # Two seconds of line each; together they are longer than device_timeout.
-    with rig.load() as load:
-        rig.running("bulky", 3, size=16_000)
-        rig.flows(load)
+    # Three seconds of line each; all together they are longer than device_timeout.
+    rig.running("bulky", 4, size=24_000)
+    data = {"path": str(rig.trace)}
+    for _ in range(20):
+        rig.submit("trace", data)
     rig.judge()
     assert rig.events("device_lost") == 0, "a slow line is not a silent device"
 
@@ -80,7 +83,7 @@ def partitioned_one_way(rig: Rig) -> None:
     _partition(rig, "input", "output")
 
 
-@fault(24, "half-open: the far host vanishes without a word", needs=("netns",))
+@fault(24, "half-open: the far host vanishes without a word", tier=Tier.LONG, needs=("netns",))
 def half_open(rig: Rig) -> None:
     cable = rig.keep(Cable())
     master = _master_for(rig, cable)
@@ -91,7 +94,7 @@ def half_open(rig: Rig) -> None:
     cable.cut()
     victim.kill()
     cut = time.monotonic()
-    rig.cluster.start_worker()
+    rig.cluster.start_worker("--master-host", cable.near)
     wait_until(lambda: len(rig.starts_of(run.task_id)) == 2, "its task runs elsewhere")
     took_s = rig.starts_of(run.task_id)[1] - cut
     rig.cluster.ask(lambda client: client.cancel([run.task_id]))
@@ -105,7 +108,7 @@ def half_open(rig: Rig) -> None:
     assert took_s < TIMEOUT_S + SLACK_S + 2.0, "the other worker was started meanwhile"
 
 
-@fault(25, "connections reset again and again", tier=Tier.QUICK)
+@fault(25, "connections reset again and again")
 def reset_storm(rig: Rig) -> None:
     proxy = _behind_proxy(rig, workers=2)
     with rig.load() as load:
@@ -195,7 +198,7 @@ def dispatches_lost(rig: Rig) -> None:
     _lose(rig, Way.DOWN)
 
 
-@fault(30, "results lost, and the session lives", tier=Tier.QUICK)
+@fault(30, "results lost, and the session lives")
 def results_lost(rig: Rig) -> None:
     _lose(rig, Way.UP)
 
@@ -218,7 +221,7 @@ def reconnect_storm(rig: Rig) -> None:
     rig.judge()
 
 
-@fault(32, "control socket that never connects", tier=Tier.QUICK)
+@fault(32, "control socket that never connects")
 def no_hints(rig: Rig) -> None:
     rig.cluster.start_master()
     rig.cluster.start_worker("--control-port", str(DEAD_PORT))
@@ -288,16 +291,15 @@ def name_moves(rig: Rig) -> None:
     with rig.load() as load:
         rig.flows(load)
         [run] = rig.running("trace", seconds=6.0)
-        rig.step("the name is gone, and so is the master")
-        hosts.say("", "")
-        master.kill()
-        rig.pause(1.0, 2.0)
-        rig.step("both are elsewhere")
-        rig.cluster.host = cable.second_near()
-        rig.cluster.config["bind"] = rig.cluster.host
-        hosts.say("master.test", rig.cluster.host)
-        rig.cluster.start_master()
-    # The client of that load was told an address, not a name; a new one asks for the new one.
+    rig.step("the name is gone, and so is the master")
+    hosts.say("", "")
+    master.kill()
+    rig.pause(1.0, 2.0)
+    rig.step("both are elsewhere")
+    rig.cluster.host = cable.second_near()
+    rig.cluster.config["bind"] = rig.cluster.host
+    hosts.say("master.test", rig.cluster.host)
+    rig.cluster.start_master()
     with rig.load() as load:
         rig.flows(load)
         wait_until(lambda: _completes(rig), "it works again", GIVEN_UP_S)
@@ -313,7 +315,7 @@ def backlog_overflows(rig: Rig) -> None:
     rig.cluster.config["bind"] = cable.far
     rig.cluster.start_master(prefix=cable.prefix)
     rig.cluster.start_worker("--master-host", cable.far)
-    devices = rig.keep(RawDevices(rig.cluster, 200))
+    devices = rig.keep(RawDevices(rig.cluster, 100))
     with rig.load() as load:
         devices.wait_welcome(60)
         rig.flows(load)
@@ -425,4 +427,3 @@ def _completes(rig: Rig) -> bool:
     before = rig.cluster.rows(sql)[0][0]
     time.sleep(0.5)
     return bool(rig.cluster.rows(sql)[0][0] > before)
-

@@ -20,14 +20,14 @@ TIMEOUT_S: Final = 3.0
 SLACK_S: Final = 2.0
 
 
-@fault(1, "master killed under submissions, five times", tier=Tier.QUICK)
+@fault(1, "master killed under submissions, three times", tier=Tier.QUICK)
 def master_killed(rig: Rig) -> None:
     cluster = rig.cluster
     master = cluster.start_master()
     cluster.start_worker()
     cluster.start_worker()
     with rig.load() as load:
-        for number in range(5):
+        for number in range(3):
             rig.flows(load, 40)
             rig.pause(0, 0.1)
             rig.step(f"kill {number + 1}")
@@ -171,7 +171,7 @@ def zombie_worker(rig: Rig) -> None:
     assert took_s < TIMEOUT_S + SLACK_S
 
 
-@fault(10, "executor host killed with tasks running", tier=Tier.QUICK)
+@fault(10, "executor host killed with tasks running")
 def host_killed(rig: Rig) -> None:
     rig.cluster.start_master()
     rig.cluster.start_worker()
@@ -249,7 +249,7 @@ def suspended(rig: Rig) -> None:
     assert all(len(rig.starts_of(one.task_id)) == 1 for one in runs)
 
 
-@fault(16, "drain by SIGTERM, then a second SIGTERM", tier=Tier.QUICK)
+@fault(16, "drain by SIGTERM, then a second SIGTERM")
 def drained(rig: Rig) -> None:
     rig.cluster.start_master()
     victim = rig.cluster.start_worker()

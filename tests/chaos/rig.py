@@ -46,7 +46,8 @@ class Load:
     Everything it asks is noted with what became of it, before and after each answer.
     """
 
-    def __init__(self, cluster: Cluster, trace: Path, seed: int) -> None:
+    def __init__(self, cluster: Cluster, trace: Path, seed: int, pause_s: float = PAUSE_S) -> None:
+        self.pause_s = pause_s
         self.submissions: list[Submission] = []
         self.cancels: list[Cancel] = []
         self._cluster = cluster
@@ -80,7 +81,7 @@ class Load:
             else:
                 self.submissions.append(Submission(Answer.OK, keys, answer.task_ids, answer.job_id))
                 await self._cancel_one(client, answer.task_ids)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(self.pause_s)
 
     async def _cancel_one(self, client: DistributionClient, task_ids: tuple[int, ...]) -> None:
         if self._rng.random() < 0.1:
@@ -169,9 +170,9 @@ class Rig:
         time.sleep(self.rng.uniform(low_s, high_s))
 
     @contextlib.contextmanager
-    def load(self) -> Iterator[Load]:
-        """A load that runs while the block does."""
-        load = Load(self.cluster, self.trace, self.seed + len(self.loads))
+    def load(self, pause_s: float = PAUSE_S) -> Iterator[Load]:
+        """A load that runs while the block does. pause_s: between two batches."""
+        load = Load(self.cluster, self.trace, self.seed + len(self.loads), pause_s)
         self.loads.append(load)
         try:
             yield load
@@ -195,7 +196,7 @@ class Rig:
     def running(self, task_type: str, count: int = 1, **fields: Any) -> list[Running]:
         """Submit tasks of one of the tracing types, and wait until all of them run."""
         data = {"path": str(self.trace), **fields}
-        ids = [self._submit(task_type, data) for _ in range(count)]
+        ids = [self.submit(task_type, data) for _ in range(count)]
         wanted = set(ids)
 
         def begun() -> list[Running]:
@@ -210,7 +211,8 @@ class Rig:
         lines = trace_lines(self.trace, "start")
         return [float(one[4]) for one in lines if int(one[1]) == task_id]
 
-    def _submit(self, task_type: str, data: dict[str, Any]) -> int:
+    def submit(self, task_type: str, data: dict[str, Any]) -> int:
+        """A task beside the load; the judge knows of it."""
         task_id = self.cluster.submit(task_type, data, max_retry_count=20)
         self.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
         return task_id

@@ -78,8 +78,9 @@ class Cable:
     def move(self) -> str:
         """Give the far end another address; the new one."""
         old, self.far = self.far, f"{self._net}.{int(self.far.rpartition('.')[2]) + 1}"
-        self.inside("ip", "addr", "add", f"{self.far}/24", "dev", self._ends[1])
+        # In this order: with the first address of a network go all others of it.
         self.inside("ip", "addr", "del", f"{old}/24", "dev", self._ends[1])
+        self.inside("ip", "addr", "add", f"{self.far}/24", "dev", self._ends[1])
         return self.far
 
     def second_near(self) -> str:

@@ -247,7 +247,7 @@ class _Connection:
                 size = PIECE_BYTES if weather.bytes_per_s else len(frame)
                 for start in range(0, len(frame), size):
                     piece = frame[start : start + size]
-                    while way in self._proxy.weather.stalled:
+                    while way in self._proxy.weather.stalled:  # noqa: ASYNC110  # set by a thread
                         await asyncio.sleep(LOOK_S)
                     if weather.bytes_per_s:
                         await asyncio.sleep(len(piece) / weather.bytes_per_s)

@@ -33,12 +33,12 @@ from zmqcluster.security.tokens import JoinToken, load_join_token
 
 TURN_MS: Final = 20
 FRAMES_A_TURN: Final = 64
-LINKS: Final[dict[Link, type[WorkerEvent]]] = {
-    Link.CONNECTED: Connected,
-    Link.DISCONNECTED: Disconnected,
-    Link.REFUSED: KeyRefused,
-    Link.FAILED: HandshakeFailed,
-    Link.BROKEN: HandshakeFailed,
+LINKS: Final[dict[Link, WorkerEvent]] = {
+    Link.CONNECTED: Connected(),
+    Link.DISCONNECTED: Disconnected(),
+    Link.REFUSED: KeyRefused(),
+    Link.FAILED: HandshakeFailed(),
+    Link.BROKEN: HandshakeFailed(),
 }
 
 
@@ -59,7 +59,7 @@ class _Device:
 
     def turn(self, now_ms: int) -> None:
         events: list[WorkerEvent] = [
-            LINKS[link]() for link in self._sockets.poll_monitor() if link in LINKS
+            LINKS[link] for link in self._sockets.poll_monitor() if link in LINKS
         ]
         for frame in self._sockets.receive(FRAMES_A_TURN):
             message = decode_to_worker(frame)
@@ -86,7 +86,8 @@ class RawDevices:
     def __init__(self, cluster: Cluster, count: int) -> None:
         self._cluster = cluster
         self._stop = threading.Event()
-        token = wait_until(lambda: load_join_token(DataDir(cluster.data_dir)), "there is a token")
+        token = load_join_token(DataDir(cluster.data_dir))
+        assert token is not None, "a master that started leaves one"
         self._token = token
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, count * 4 + 16)

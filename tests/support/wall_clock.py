@@ -43,19 +43,16 @@ def can_fake_time() -> bool:
     """Tried: wall time is a day off, monotonic time is not."""
     if not shutil.which("gcc"):
         return False
-    code = "import time; print(time.time(), time.monotonic())"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            words = WallClock(Path(folder), 86_400).prefix
-            plain, faked = (
-                [
-                    float(word)
-                    for word in subprocess.check_output(
-                        [*before, sys.executable, "-c", code]
-                    ).split()
-                ]
-                for before in ([], words)
-            )
+            plain = _clocks()
+            faked = _clocks(*WallClock(Path(folder), 86_400).prefix)
         except (subprocess.SubprocessError, OSError, ValueError):
             return False
     return faked[0] - plain[0] > 86_000 and abs(faked[1] - plain[1]) < 60
+
+
+def _clocks(*prefix: str) -> tuple[float, float]:
+    code = "import time; print(time.time(), time.monotonic())"
+    wall, monotonic = subprocess.check_output([*prefix, sys.executable, "-c", code]).split()
+    return float(wall), float(monotonic)

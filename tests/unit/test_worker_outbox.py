@@ -39,6 +39,10 @@ def sent_ids(outbox: Outbox, now_ms: int = NOW_MS) -> list[list[int]]:
     return [[one.task_id for one in message.results] for message in messages]
 
 
+def flat(frames: list[list[int]]) -> list[int]:
+    return [task_id for ids in frames for task_id in ids]
+
+
 def test_many_small_results_go_together() -> None:
     outbox = Outbox()
     for task_id in range(1, RESULTS_PER_FRAME_MAX + 2):
@@ -56,12 +60,12 @@ def test_large_results_are_split_by_bytes_and_held_back_until_others_are_acknowl
         outbox.keep(NOW_MS, done(task_id, b"x" * RESULT_BYTES_MAX))
 
     rounds: list[list[int]] = []
-    while ids := sum(sent_ids(outbox), []):
+    while ids := flat(sent_ids(outbox)):
         assert sent_ids(outbox) == []
         rounds.append(ids)
         outbox.ack(NOW_MS, [AttemptRef(task_id, 1) for task_id in ids])
 
-    assert sum(rounds, []) == list(range(1, count + 1))
+    assert flat(rounds) == list(range(1, count + 1))
     assert len(rounds[0]) == 1, "little at first"
     assert len(rounds) < 8, "and more with each acknowledgement"
     assert max(map(len, rounds)) <= IN_FLIGHT_BYTES_MAX // RESULT_BYTES_MAX
@@ -73,7 +77,7 @@ def test_no_more_is_in_flight_while_acknowledgements_are_slow() -> None:
         outbox.keep(NOW_MS, done(task_id, b"x" * BATCH_BYTES))
     now_ms = NOW_MS
 
-    while ids := sum(sent_ids(outbox, now_ms), []):
+    while ids := flat(sent_ids(outbox, now_ms)):
         assert len(ids) * BATCH_BYTES <= IN_FLIGHT_BYTES_MIN
         now_ms += PROMPT_MS + 1
         outbox.ack(now_ms, [AttemptRef(task_id, 1) for task_id in ids])
@@ -171,7 +175,7 @@ def test_nothing_is_repeated_while_a_slow_line_still_brings_one_after_the_other(
     outbox = Outbox()
     for task_id in range(1, 5):
         outbox.keep(NOW_MS, done(task_id, b"x" * BATCH_BYTES))
-    assert sum(sent_ids(outbox), []) == [1, 2, 3, 4]
+    assert flat(sent_ids(outbox)) == [1, 2, 3, 4]
 
     for task_id in range(1, 4):
         now_ms = NOW_MS + task_id * (RESEND_MS - 1)

@@ -1,0 +1,324 @@
+"""Hours of steady load with a fault now and then: does anything get lost, does anything grow?"""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import psutil  # type: ignore[import-untyped]  # ships no types
+from msgspec import Struct, field
+
+from tests.chaos.rig import BATCH, Load, Rig
+from tests.support.cluster import Node, family, freeze, thaw
+from tests.support.proxy import Proxy, Way
+
+WORKERS: Final = 3
+CALIBRATE_S: Final = 8.0
+SAMPLE_S: Final = 1.0
+# A process is judged by what it does after its caches are warm, if it lives long enough then.
+WARM_S: Final = 60.0
+JUDGED_S: Final = 60.0
+# What the allocator may take and keep: less than this over a life is flat.
+GROWTH_BYTES: Final = 8 * 1024 * 1024
+SETTLE_S: Final = 20.0
+TIMEOUT_S: Final = 3.0
+
+
+class Sample(Struct, frozen=True):
+    """One look at a process. at_s: since its start."""
+
+    at_s: float
+    rss_bytes: int
+    descriptors: int
+    threads: int
+
+
+class Life(Struct):
+    """One process from its start to its end. name: its role."""
+
+    name: str
+    node: Node
+    began_s: float
+    samples: list[Sample] = field(default_factory=list)
+    at_rest: Sample | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.node.process.poll() is not None
+
+    @property
+    def growth_bytes(self) -> float | None:
+        """How much it grew by its trend after the warm-up; None for a life too short to say."""
+        warm = [one for one in self.samples if one.at_s >= WARM_S]
+        if not warm or warm[-1].at_s - warm[0].at_s < JUDGED_S:
+            return None
+        times = [one.at_s for one in warm]
+        slope, _ = statistics.linear_regression(times, [float(one.rss_bytes) for one in warm])
+        return slope * (times[-1] - times[0])
+
+
+class Soak:
+    """Make one, call run() in any thread, look at it from another.
+
+    say: told of each fault, and of each part of the run, as it begins.
+    """
+
+    def __init__(self, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+        self.rig = Rig(folder, seed)
+        self.lives: list[Life] = []
+        self.strikes: list[str] = []
+        self.now = "starting"
+        self.per_s = 0.0
+        self.load: Load | None = None
+        self.problems: list[str] = []
+        self._say = say
+        self._began_s = time.monotonic()
+        self._stop = threading.Event()
+        self._is_enough = threading.Event()
+        self._baseline: dict[str, Sample] = {}
+        self._workers: list[Node] = []
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    def run(self, minutes: float, every_s: float, per_s: float = 0.0) -> None:
+        """All of it; what was broken is in `problems`. per_s: 0 for half of what it can do."""
+        with self.rig as rig:
+            self._start()
+            sampler = threading.Thread(target=self._sample_for_ever, name="sampler")
+            sampler.start()
+            try:
+                self.per_s = per_s or self._calibrate() / 2
+                self._rest()
+                self._baseline = self._look_all()
+                with rig.load(BATCH / self.per_s) as load:
+                    self.load = load
+                    self._strike_until(time.monotonic() + minutes * 60, every_s)
+                self._rest()
+                for life in self.lives:
+                    if not life.is_over:
+                        life.at_rest = self._settled(life)
+            finally:
+                self._stop.set()
+                sampler.join()
+            self._tell("judging")
+            self._judge()
+
+    def end_early(self) -> None:
+        """No more faults: rest, and be judged."""
+        self._is_enough.set()
+
+    def _start(self) -> None:
+        self._tell("starting")
+        self._born("master", self.rig.cluster.start_master())
+        self._proxy = self.rig.keep(Proxy(self.rig.cluster.port + 1, self.rig.seed))
+        for number in range(WORKERS):
+            self._workers.append(self._new_worker(number))
+
+    def _new_worker(self, number: int) -> Node:
+        """The first one is behind the proxy."""
+        port = self._proxy.port if number == 0 else self.rig.cluster.port + 1
+        node = self.rig.cluster.start_worker("--dispatch-port", str(port))
+        self._born(f"worker {number + 1}", node)
+        return node
+
+    def _born(self, name: str, node: Node) -> None:
+        self.lives.append(Life(name, node, time.monotonic()))
+
+    def _calibrate(self) -> float:
+        """How many tasks of the load end in a second when there is always one more."""
+        self._tell("measuring what this machine can do")
+        with self.rig.load(0.0) as load:
+            self.rig.flows(load, 100)
+            before, began_s = self._ended(), time.monotonic()
+            time.sleep(CALIBRATE_S)
+            return (self._ended() - before) / (time.monotonic() - began_s)
+
+    def _ended(self) -> int:
+        sql = "SELECT count(*) FROM tasks WHERE state IN ('completed', 'cancelled')"
+        return int(self.rig.cluster.rows(sql)[0][0])
+
+    def _strike_until(self, deadline_s: float, every_s: float) -> None:
+        deck: list[str] = []
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self.now = "steady"
+            if self._is_enough.wait(min(every_s, left_s)):
+                return
+            if deadline_s - time.monotonic() < every_s / 2:
+                # The last stretch is for its end to be seen undisturbed.
+                continue
+            if not deck:
+                deck = list(STRIKES)
+                self.rig.rng.shuffle(deck)
+            name = deck.pop()
+            self.strikes.append(name)
+            self._tell(name)
+            STRIKES[name](self)
+
+    def _rest(self) -> None:
+        self._tell("waiting for rest")
+        self.rig.rests()
+        time.sleep(2 * SAMPLE_S)
+
+    def _tell(self, words: str) -> None:
+        self.now = words
+        self._say(words)
+
+    # --- looking ---
+
+    def _sample_for_ever(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            for life in list(self.lives):
+                if sample := _look(life):
+                    life.samples.append(sample)
+
+    def _look_all(self) -> dict[str, Sample]:
+        return {life.name: sample for life in self.lives if (sample := _look(life))}
+
+    def _settled(self, life: Life) -> Sample | None:
+        """Once it is as at the beginning, or as it is when that does not come."""
+        wanted = self._baseline[life.name]
+        deadline_s = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline_s:
+            seen = _look(life)
+            if seen is None or _is_as(seen, wanted):
+                return seen
+            time.sleep(0.2)
+        return _look(life)
+
+    def _judge(self) -> None:
+        try:
+            self.rig.judge()
+        except AssertionError as error:
+            self.problems += str(error).splitlines()
+        for life in self.lives:
+            grown = life.growth_bytes
+            if grown is not None and grown > GROWTH_BYTES:
+                self.problems.append(f"{life.name} grew by {grown / 2**20:.1f} MiB")
+            wanted, seen = self._baseline[life.name], life.at_rest
+            if seen is not None and not _is_as(seen, wanted):
+                self.problems.append(
+                    f"{life.name} has {seen.descriptors} descriptors and {seen.threads} threads "
+                    f"at rest, and had {wanted.descriptors} and {wanted.threads}"
+                )
+
+    # --- faults ---
+
+    def kill_master(self) -> None:
+        self._master.kill()
+        self._born("master", self.rig.cluster.start_master())
+
+    def pause_master(self) -> None:
+        self._master.signal(signal.SIGSTOP)
+        time.sleep(self.rig.rng.choice([1.0, TIMEOUT_S + 2]))
+        self._master.signal(signal.SIGCONT)
+
+    def kill_worker(self) -> None:
+        number = self._some()
+        self._workers[number].kill()
+        self._workers[number] = self._new_worker(number)
+
+    def drain_worker(self) -> None:
+        number = self._some()
+        self._workers[number].signal(signal.SIGTERM)
+        self._workers[number].process.wait(60)
+        self._workers[number] = self._new_worker(number)
+
+    def stop_agent(self) -> None:
+        victim = self._workers[self._some()]
+        victim.signal(signal.SIGSTOP)
+        time.sleep(TIMEOUT_S + 2)
+        victim.signal(signal.SIGCONT)
+
+    def freeze_worker(self) -> None:
+        victim = self._workers[self._some()]
+        freeze(victim.pid)
+        time.sleep(TIMEOUT_S + 2)
+        thaw(victim.pid)
+
+    def kill_host(self) -> None:
+        """Any process below an agent: a host, or what watches over them."""
+        below = family(self._workers[self._some()].pid)[1:]
+        if below:
+            self.rig.rng.choice(below).kill()
+
+    def reset_connections(self) -> None:
+        for _ in range(5):
+            self._proxy.reset_all()
+            self.rig.pause(0.1, 1.0)
+
+    def slow_link(self) -> None:
+        self._proxy.weather.delay_ms, self._proxy.weather.jitter_ms = 200.0, 100.0
+        self._for_a_while()
+
+    def lossy_link(self) -> None:
+        rng = self.rig.rng
+        self._proxy.weather.edit = lambda _, frame: [frame] if rng.random() < 0.75 else []
+        self._for_a_while()
+
+    def corrupt_link(self) -> None:
+        rng = self.rig.rng
+        self._proxy.weather.edit = lambda _, frame: (
+            [frame] if rng.random() < 0.95 else [frame[:-1] + b"?"]
+        )
+        self._for_a_while()
+
+    def cut_link(self) -> None:
+        self._proxy.weather.stalled = set(self.rig.rng.choice(_CUTS))
+        self._for_a_while()
+
+    def _for_a_while(self) -> None:
+        self.rig.pause(4.0, 10.0)
+        self._proxy.clear()
+
+    def _some(self) -> int:
+        return self.rig.rng.randrange(WORKERS)
+
+    @property
+    def _master(self) -> Node:
+        return next(one.node for one in reversed(self.lives) if one.name == "master")
+
+
+_CUTS: Final = ((Way.UP,), (Way.DOWN,), (Way.UP, Way.DOWN))
+
+STRIKES: Final[dict[str, Callable[[Soak], None]]] = {
+    "master killed": Soak.kill_master,
+    "master paused": Soak.pause_master,
+    "worker killed": Soak.kill_worker,
+    "worker drained and replaced": Soak.drain_worker,
+    "agent stopped beyond its lease": Soak.stop_agent,
+    "worker family frozen beyond its lease": Soak.freeze_worker,
+    "executor host killed": Soak.kill_host,
+    "connections reset": Soak.reset_connections,
+    "link slow": Soak.slow_link,
+    "link loses frames": Soak.lossy_link,
+    "link corrupts frames": Soak.corrupt_link,
+    "link cut": Soak.cut_link,
+}
+
+
+def _look(life: Life) -> Sample | None:
+    """None when it is gone."""
+    try:
+        process = psutil.Process(life.node.pid)
+        with process.oneshot():
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            return Sample(
+                time.monotonic() - life.began_s,
+                process.memory_info().rss,
+                process.num_fds(),
+                process.num_threads(),
+            )
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def _is_as(seen: Sample, wanted: Sample) -> bool:
+    return (seen.descriptors, seen.threads) == (wanted.descriptors, wanted.threads)
