@@ -326,6 +326,54 @@ def test_many_tasks_of_the_same_moment_all_run() -> None:
     master.audit()
 
 
+def test_large_tasks_that_wait_for_their_moment_are_bounded_by_bytes() -> None:
+    settings = Settings(delayed_bytes=20_000, window_bytes=20_000)
+    master = MasterBench(settings)
+    master.audited_tasks_max = 0
+    large = spec(data=b"\xc4" + b"x" * 4_000, not_before_ms=WALL_AT_ZERO + 5_000)
+    for _ in range(10):
+        master.submit(*[large] * 10)
+        assert bytes_in_memory(master) <= settings.delayed_bytes
+    # All are due at once, and nobody takes them.
+    for _ in range(20):
+        master.advance(500)
+        assert bytes_in_memory(master) <= settings.delayed_bytes + settings.window_bytes + 4_601
+
+    master.device("d1", slots=7)
+    done = run_all(master)
+    for _ in range(40):
+        master.advance(500)
+        done += run_all(master)
+        master.beat("d1")
+
+    assert len(done) == 100
+    master.audit()
+
+
+def bytes_in_memory(master: MasterBench) -> int:
+    return sum(one.memory_bytes for one in master.core.state.tasks.values())
+
+
+def test_tasks_that_fall_due_again_and_again_do_not_fill_memory_beyond_the_window() -> None:
+    master = MasterBench(Settings(window_tasks=20, lane_tasks=20, delayed_tasks=30))
+    master.audited_tasks_max = 0
+
+    for _ in range(20):
+        wall_ms = WALL_AT_ZERO + master.now_ms
+        master.submit(*[spec(not_before_ms=wall_ms + 300) for _ in range(25)])
+        master.advance(500)
+        assert in_memory(master) <= 20 + 30
+
+    master.device("d1", slots=50)
+    done = run_all(master)
+    for _ in range(60):
+        master.advance(500)
+        done += run_all(master)
+        master.beat("d1")
+    assert len(done) == 500
+    master.audit()
+
+
 def test_retries_beyond_memory_are_not_forgotten() -> None:
     master = MasterBench(Settings(delayed_tasks=6))
     master.device("d1", slots=50)

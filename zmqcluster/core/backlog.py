@@ -97,16 +97,22 @@ def on_delayed(state: MasterState, event: DelayedLoaded) -> None:
             row.retry_at_ms = min(row.retry_at_ms, state.now_ms + max(BACKOFF_MAX_MS, DELAY_MS_MAX))
         latest_ms = max(latest_ms, state.due_ms(row))
         task = _news(state, row)
-        if task is not None:
-            state.delay(task, state.due_ms(task))
+        if task is None:
+            continue
+        due_ms = state.due_ms(task)
+        if due_ms <= state.now_ms and state.queue.has_room:
+            # At once: however large those of one moment are together, each read moves on.
+            state.ready(task)
+        else:
+            state.delay(task, due_ms)
     if event.more:
         state.delays.reached(latest_ms)
 
 
 def release_due(state: MasterState) -> None:
-    """Delayed tasks whose moment has come go to their lanes; no more memory than before is used."""
-    while (task_id := state.delays.pop_due(state.now_ms)) is not None:
-        state.ready(state.tasks[task_id])
+    """Delayed tasks whose moment has come go to their lanes, while the window has room."""
+    while state.queue.has_room and (task := state.delays.pop_due(state.now_ms)) is not None:
+        state.ready(task)
 
 
 def ask_for_more(state: MasterState) -> None:
@@ -138,7 +144,7 @@ def on_wall_step(state: MasterState) -> None:
     ]
     for task in scheduled:
         state.delays.remove(task.task_id)
-        state.wait(task)
+        state.delay(task, state.due_ms(task))
     # What lies in the database may be due before the horizon now.
     state.delays.reached(state.now_ms)
     # Written down, because the database compares the two clocks by their last saved readings.
@@ -168,7 +174,8 @@ def _make_room(state: MasterState) -> None:
     queue = state.queue
     if queue.has_room or state.now_ms - state.shed_ms < _SHED_EVERY_MS:
         return
-    if queue.is_starving or state.delays.needs_load(state.now_ms):
+    delays, now_ms = state.delays, state.now_ms
+    if queue.is_starving or delays.needs_load(now_ms) or delays.is_due(now_ms):
         state.shed_ms = state.now_ms
         for task in queue.shed(state.now_ms):
             state.leave(task)

@@ -127,7 +127,10 @@ class MasterCore:
 
     def next_wake_ms(self) -> int | None:
         """Cluster time at which something falls due without any event, or None."""
-        moments = (self._state.timers.next_ms(), self._state.delays.next_ms(self._state.now_ms))
+        state = self._state
+        if state.delays.is_due(state.now_ms) and state.queue.has_room:
+            return state.now_ms
+        moments = (state.timers.next_ms(), state.delays.next_ms(state.now_ms))
         return min((one for one in moments if one is not None), default=None)
 
     def wants(self, message: Inbound) -> Wants:

@@ -24,8 +24,6 @@ _ASIDE_MAX: Final = 32
 # sooner for one of higher priority; not at once, because that one may be closed itself.
 _REST_MS: Final = 10_000
 _REST_FOR_HIGHER_MS: Final = 1_000
-# A task's cost to the window beside its data: the row, its strings and its place in the queue.
-_ROW_BYTES: Final = 600
 
 
 class Shape:
@@ -197,7 +195,7 @@ class ReadyQueue:
             lane.tasks.append(task)
         lane.count += 1
         self._where[task.task_id] = (lane, task)
-        self._bytes += _ROW_BYTES + len(task.task_data)
+        self._bytes += task.memory_bytes
         self._rotate_in(lane)
 
     def remove(self, task: TaskRow) -> None:
@@ -368,7 +366,7 @@ class ReadyQueue:
             for task in lane.tasks:
                 if self._is_live(task):
                     del self._where[task.task_id]
-                    self._bytes -= _ROW_BYTES + len(task.task_data)
+                    self._bytes -= task.memory_bytes
                     self._given_up.append(task)
             lane.tasks.clear()
             lane.count, lane.more = 0, False
@@ -392,7 +390,7 @@ class ReadyQueue:
 
     def _forget(self, task: TaskRow, lane: Lane) -> None:
         lane.count -= 1
-        self._bytes -= _ROW_BYTES + len(task.task_data)
+        self._bytes -= task.memory_bytes
         if not lane.count:
             lane.tasks.clear()
             self._emptied.append(lane)

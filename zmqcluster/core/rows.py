@@ -9,10 +9,14 @@ and user schedules; `*_ms` instants are cluster time, which wall-clock steps do 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 from msgspec import Struct
 
 from zmqcluster.model import DeviceId, JobId, JobState, TaskId, TaskState
+
+# A task's cost in memory beside its data: the row, its strings and its place in a queue.
+_ROW_BYTES: Final = 600
 
 
 class Row(Struct, gc=False):
@@ -62,6 +66,11 @@ class TaskRow(Row):
     result: bytes = b""
     error: str = ""
     given_up: int = GivenUp.NO
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it costs to keep it waiting in memory."""
+        return _ROW_BYTES + len(self.task_data)
 
 
 class AssignmentRow(Row):

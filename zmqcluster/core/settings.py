@@ -10,7 +10,8 @@ from zmqcluster.model import Durability, Strategy
 class Settings(Struct, frozen=True):
     """The core's part of the configuration.
 
-    max_tasks_per_device: 0 is no cap. window_*: how much of the backlog is kept in memory.
+    max_tasks_per_device: 0 is no cap. window_*, delayed_*: how much of the backlog is kept in
+    memory, ready and waiting for a moment.
     """
 
     heartbeat_interval_ms: int = 5_000
@@ -27,6 +28,7 @@ class Settings(Struct, frozen=True):
     lane_tasks: int = 4_096
     lanes: int = 50_000
     delayed_tasks: int = 4_096
+    delayed_bytes: int = 32 * 1024 * 1024
     # A closed connection is a dead process unless the device is back within this time.
     reconnect_grace_ms: int = 500
     # Keyed tasks start within this time of their arrival, or go back.

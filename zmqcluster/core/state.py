@@ -114,7 +114,7 @@ class MasterState:
             settings.window_tasks, settings.window_bytes, settings.lane_tasks, settings.lanes
         )
         self.listing = Listing()
-        self.delays = Delays(settings.delayed_tasks)
+        self.delays = Delays(settings.delayed_tasks, settings.delayed_bytes)
         self.fleet = Fleet(settings.strategy, rng)
         self.rates: dict[str, RateKey] = {}
         self.timers = Timers()
@@ -337,12 +337,11 @@ class MasterState:
     def delay(self, task: TaskRow, due_ms: int) -> None:
         """Keep a pending task until due_ms: the soonest in memory, the others in the database."""
         self.tasks[task.task_id] = task
-        if not self.delays.add(task.task_id, due_ms):
+        if not self.delays.add(task, due_ms):
             self.leave(task)
         for evicted in self.delays.take_evicted():
-            gone = self.tasks.get(evicted)
-            if gone is not None:
-                self.leave(gone)
+            if evicted.task_id in self.tasks:
+                self.leave(evicted)
 
     def ready(self, task: TaskRow, *, first: bool = False) -> None:
         """A pending task waits for a device and nothing else from now on."""
