@@ -33,7 +33,7 @@ class Recovered(Struct, frozen=True):
     epoch: 0 in a new database. clock_ms, wall_ms: the two clocks at that commit (0: never saved).
     held: assigned or running tasks, with their data. assignments: the current attempt of each.
     jobs: those with anything left to do, and row 0 if anything was ever counted in it.
-    rate_keys: only those that hold anything back. keys, tokens: all, revoked ones too.
+    rate_keys: only those of held tasks. keys, tokens: all, revoked ones too.
     totals: tasks by state since the beginning, pruned ones included.
     """
 
@@ -58,18 +58,19 @@ def load(database: Database) -> Recovered:
     with storage_errors("cannot read the database"):
         meta = MetaDAO(database).read()
         tasks, jobs, access = TaskDAO(database), JobDAO(database), AccessDAO(database)
-        clock_ms = meta.get(CLOCK_MS, 0)
+        held = tasks.held()
+        rate_keys = {row.rate_key: None for row in held if row.rate_key}
         return Recovered(
             epoch=meta.get(EPOCH, 0),
-            clock_ms=clock_ms,
+            clock_ms=meta.get(CLOCK_MS, 0),
             wall_ms=meta.get(WALL_MS, 0),
             next_task_id=TaskId(tasks.highest_id() + 1),
             next_job_id=JobId(jobs.highest_id() + 1),
-            held=tasks.held(),
+            held=held,
             assignments=TaskAssignmentDAO(database).held(),
             jobs=jobs.open(),
             devices=DeviceDAO(database).all(),
-            rate_keys=RateKeyDAO(database).limited(clock_ms),
+            rate_keys=list(RateKeyDAO(database).by_keys(list(rate_keys)).values()),
             keys=access.keys(),
             tokens=access.tokens(),
             has_delayed=tasks.has_delayed(),

@@ -204,7 +204,16 @@ GIVEN_UP: Final[Migration] = (
     "ALTER TABLE tasks ADD COLUMN given_up INTEGER NOT NULL DEFAULT 0",
 )
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (FIRST, GIVEN_UP)
+RATE_KEYS_AGE: Final[Migration] = (
+    # Rate keys are forgotten in time: not while a task has them, or the job that asked for them is.
+    "ALTER TABLE rate_keys ADD COLUMN job_id INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE rate_keys ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE rate_keys ADD COLUMN changed_wall INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX rate_keys_by_age ON rate_keys (changed_wall)",
+    "CREATE INDEX tasks_of_rate_key ON tasks (rate_key) WHERE rate_key > ''",
+)
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (FIRST, GIVEN_UP, RATE_KEYS_AGE)
 
 
 def migrate(

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 
 from tests.support.naive_store import NaiveStore, lane_of
-from zmqcluster.core.master import MasterCore
+from zmqcluster.core.master import MasterCore, Wants
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.model import NO_JOB, JobState, TaskState
@@ -61,12 +61,13 @@ def audit_recovery(core: MasterCore, store: NaiveStore) -> None:
     assert {key for key in fresh.jobs if key} == open_jobs
     drained = {one.device_id for one in live.fleet.devices.values() if one.row.drained}
     assert {one.device_id for one in fresh.fleet.devices.values() if one.row.drained} == drained
+    fresh.recall(store.facts(Wants(rates=tuple(live.rates))).rates.values())
     for name, rate in live.rates.items():
-        if rate.has_limits:
-            other = fresh.rates[name]
-            assert (rate.delay_ms, rate.concurrency) == (other.delay_ms, other.concurrency)
-            assert rate.running == other.running
-            assert not rate.delay_ms or other.next_at_ms > live.now_ms, "a delayed key starts shut"
+        other = fresh.rates[name]
+        assert (rate.delay_ms, rate.concurrency) == (other.delay_ms, other.concurrency)
+        assert rate.closed_until_ms == other.closed_until_ms
+        assert rate.running == other.running
+        assert not rate.delay_ms or other.next_at_ms > live.now_ms, "a delayed key starts shut"
 
 
 def _audit_jobs(store: NaiveStore) -> None:

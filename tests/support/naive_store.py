@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TypeVar
 
 from zmqcluster.core.effects import (
@@ -124,12 +125,14 @@ class NaiveStore:
             case ListLanes(after, limit):
                 lanes = sorted({lane_of(row) for row in self.tasks.values() if _is_ready(row)})
                 lanes = [one for one in lanes if after is None or one > after]
-                return LanesListed(tuple(lanes[:limit]), len(lanes) > limit)
+                listed = tuple(lanes[:limit])
+                return LanesListed(listed, len(lanes) > limit, self._rates_of(listed))
             case LoadDelayed(limit):
                 rows = [copy.copy(row) for row in self.tasks.values() if _is_delayed(row)]
                 ahead_ms = self.wall_ms - self.clock_ms
                 rows.sort(key=lambda row: row.retry_at_ms or row.not_before_wall - ahead_ms)
-                return DelayedLoaded(tuple(rows[:limit]), len(rows) > limit)
+                rows, more = rows[:limit], len(rows) > limit
+                return DelayedLoaded(tuple(rows), more, self._rates_of(rows))
             case LoadOpenTasks(job_id, after_id, limit):
                 rows = [
                     copy.copy(row)
@@ -151,7 +154,14 @@ class NaiveStore:
             keys={key: self.unique_keys[key] for key in wants.keys if key in self.unique_keys},
             tasks=tasks,
             jobs={one: copy.copy(self.jobs[one]) for one in sorted(jobs) if one in self.jobs},
+            rates=self._rates(wants.rates) | self._rates_of(tasks.values()),
         )
+
+    def _rates_of(self, named: Iterable[TaskRow | LaneKey]) -> dict[str, RateKeyRow]:
+        return self._rates(one.rate_key for one in named if one.rate_key)
+
+    def _rates(self, names: Iterable[str]) -> dict[str, RateKeyRow]:
+        return {one: copy.copy(self.rate_keys.get(one) or RateKeyRow(one)) for one in names}
 
 
 def _take_over(kept: dict[K, V], new: dict[K, V]) -> None:

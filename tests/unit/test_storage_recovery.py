@@ -98,18 +98,17 @@ def test_jobs_with_anything_left_to_do_are_found_again(bench: StorageBench) -> N
     assert found.totals == TaskCounts(pending=3, running=1, completed=4, cancelled=1)
 
 
-def test_rate_keys_that_hold_nothing_back_stay_on_disk(bench: StorageBench) -> None:
-    rows = [
-        RateKeyRow("delay", 5, 0, 0, 0),
-        RateKeyRow("concurrency", 0, 1, 0, 0),
-        RateKeyRow("closed", 0, 0, 0, 101),
-        RateKeyRow("opened", 0, 0, 99, 99),
-    ]
+def test_only_rate_keys_of_held_tasks_are_read(bench: StorageBench) -> None:
+    rows = [RateKeyRow(name, delay_ms=5) for name in ("held", "waits", "unused")]
+    bench.save(
+        held(1, rate_key="held"),
+        held(2, rate_key="unlimited"),
+        held(3),
+        task(4, rate_key="waits"),
+        rate_keys={row.rate_key: row for row in rows},
+    )
 
-    bench.save(rate_keys={row.rate_key: row for row in rows}, clock_ms=100)
-
-    names = [row.rate_key for row in recovery.load(bench.database).rate_keys]
-    assert sorted(names) == ["closed", "concurrency", "delay"]
+    assert recovery.load(bench.database).rate_keys == rows[:1]
 
 
 @pytest.mark.parametrize("field", ["retry_at_ms", "not_before_wall"])

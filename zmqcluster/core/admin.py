@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nlargest
 from typing import Final
 
 import msgspec
@@ -303,7 +304,12 @@ def _enrol_refusal(
 
 
 def _rate_views(state: MasterState) -> list[RateKeyView]:
-    busy = [one for one in state.rates.values() if one.running or one.lanes]
+    """The busiest keys: those with the most running, then with the most waiting."""
+    busy = nlargest(
+        _RATE_KEYS_SHOWN,
+        (one for one in state.rates.values() if one.is_used),
+        key=lambda one: (one.running, state.queue.waiting(one)),
+    )
     return [
         RateKeyView(
             rate_key=one.name,
@@ -313,7 +319,7 @@ def _rate_views(state: MasterState) -> list[RateKeyView]:
             waiting=state.queue.waiting(one),
             open_in_ms=max(0, one.opens_at_ms() - state.now_ms),
         )
-        for one in busy[:_RATE_KEYS_SHOWN]
+        for one in busy
     ]
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from zmqcluster.core.dispatcher import reopen
 from zmqcluster.core.effects import ListLanes, LoadBacklog, LoadDelayed
 from zmqcluster.core.events import BacklogLoaded, DelayedLoaded, LanesListed
 from zmqcluster.core.fleet import Device
 from zmqcluster.core.intake import sweep_job
 from zmqcluster.core.lifecycle import BACKOFF_MAX_MS
-from zmqcluster.core.rates import RateKey
 from zmqcluster.core.rows import RateKeyRow, TaskRow
 from zmqcluster.core.sessions import recover_flight
 from zmqcluster.core.state import MasterState, Past
@@ -26,7 +24,8 @@ _SHED_EVERY_MS: Final = 100
 
 
 def recover(state: MasterState, past: Past) -> None:
-    """Rebuild memory from rows. Leases start at full length; delayed keys start closed.
+    """Rebuild memory from rows. Leases start at full length; delayed keys start closed, those that
+    are read later too (RateKey.of_row).
 
     Whose keys pass is rebuilt by whoever opens the door: it must know before the first knock.
     """
@@ -36,8 +35,9 @@ def recover(state: MasterState, past: Past) -> None:
             sweep_job(state, job.job_id)
     for row in past.devices:
         state.fleet.devices[row.device_id] = Device(row)
-    for limits in past.rate_keys:
-        _recover_rate(state, limits)
+    limits = {row.rate_key: row for row in past.rate_keys}
+    names = [task.rate_key for task in past.in_flight if task.rate_key]
+    state.recall(limits.get(name) or RateKeyRow(name) for name in names)
     for task in past.in_flight:
         recover_flight(state, task)
     for key in past.keys:
@@ -69,6 +69,7 @@ def on_lanes(state: MasterState, event: LanesListed) -> None:
     """Lanes were found in the database; those without room are found again another time."""
     listing = state.listing
     listing.is_asked = False
+    state.recall(event.rates.values())
     has_room = True
     for key in event.lanes:
         # A new lane is read as long as there are lanes that are not listed, and so is this one.
@@ -90,6 +91,7 @@ def on_lanes(state: MasterState, event: LanesListed) -> None:
 def on_delayed(state: MasterState, event: DelayedLoaded) -> None:
     """The tasks due soonest arrived from the database."""
     state.delays.loaded()
+    state.recall(event.rates.values())
     latest_ms = state.now_ms
     for row in event.rows:
         if row.retry_at_ms and row.failures + row.deaths:
@@ -149,18 +151,6 @@ def on_wall_step(state: MasterState) -> None:
     state.delays.reached(state.now_ms)
     # Written down, because the database compares the two clocks by their last saved readings.
     state.event("wall_clock_stepped")
-
-
-def _recover_rate(state: MasterState, row: RateKeyRow) -> None:
-    """Fail closed: whatever was handed out just before the end counts as begun just now."""
-    state.rates[row.rate_key] = RateKey(
-        name=row.rate_key,
-        delay_ms=row.delay_ms,
-        concurrency=row.concurrency,
-        next_at_ms=state.now_ms + row.delay_ms,
-        closed_until_ms=min(row.closed_until_ms, state.now_ms + DELAY_MS_MAX),
-    )
-    reopen(state, row.rate_key)
 
 
 def _may_list(state: MasterState) -> bool:

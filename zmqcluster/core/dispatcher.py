@@ -195,10 +195,14 @@ class TaskDispatcher:
         if is_unsure or (outcome is Outcome.RETURNED and flight.begun):
             # A host that is being ended may still have its request open.
             rate.lost(state.now_ms, within_ms, was_starting=flight.is_starting)
+            if rate.has_limits:
+                # The next master must not begin anew what the lost one may still begin.
+                state.save_rate(rate)
         else:
             has_run = flight.begun or outcome is not Outcome.RETURNED
             rate.ended(state.now_ms, was_starting=flight.is_starting, has_run=has_run)
         reopen(state, rate.name)
+        state.rest(rate.name)
 
     def _send_orders(self) -> None:
         state = self._state
@@ -225,13 +229,11 @@ _ENDS_PENDING: Final = frozenset(
 def reopen(state: MasterState, name: str) -> None:
     """A key's limits or load changed: its lanes take part now, or when time opens it."""
     rate = state.rates.get(name)
-    if rate is None:
+    if rate is None or not rate.lanes:
         return
     opens_ms = rate.opens_at_ms()
     if opens_ms > state.now_ms:
         state.timers.set_no_later(f"key {name}", opens_ms)
-    elif rate.is_idle(state.now_ms):
-        del state.rates[name]
     elif rate.is_open(state.now_ms):
         state.queue.reopen(rate)
 

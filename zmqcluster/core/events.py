@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from zmqcluster.core.rows import JobRow, TaskRow
+from zmqcluster.core.rows import JobRow, RateKeyRow, TaskRow
 from zmqcluster.messages import Inbound
 from zmqcluster.model import DeviceId, JobId, Role, TaskId
 
@@ -30,12 +30,14 @@ class Facts(Struct, frozen=True):
 
     submitted: (job_id, task_ids, existing) of an earlier request with the same request_id.
     keys: (job_id, key hash) of a unique key -> its task. tasks, jobs: rows the request names.
+    rates: all rate keys that were asked for, those without a row too.
     """
 
     submitted: tuple[JobId, tuple[TaskId, ...], tuple[int, ...]] | None = None
     keys: dict[tuple[JobId, bytes], TaskId] = field(default_factory=dict)
     tasks: dict[TaskId, TaskRow] = field(default_factory=dict)
     jobs: dict[JobId, JobRow] = field(default_factory=dict)
+    rates: dict[str, RateKeyRow] = field(default_factory=dict)
 
 
 class MessageReceived(Struct, frozen=True):
@@ -82,17 +84,25 @@ class BacklogLoaded(Struct, frozen=True):
 
 
 class LanesListed(Struct, frozen=True):
-    """Answer to ListLanes. more: there are lanes after the last one listed."""
+    """Answer to ListLanes. more: there are lanes after the last one listed.
+
+    rates: the rate keys of all of them, those without a row too.
+    """
 
     lanes: tuple[LaneKey, ...]
     more: bool
+    rates: dict[str, RateKeyRow] = field(default_factory=dict)
 
 
 class DelayedLoaded(Struct, frozen=True):
-    """Answer to LoadDelayed: waiting tasks, soonest first. more: there are later ones."""
+    """Answer to LoadDelayed: waiting tasks, soonest first. more: there are later ones.
+
+    rates: the rate keys of all of them, those without a row too.
+    """
 
     rows: tuple[TaskRow, ...]
     more: bool
+    rates: dict[str, RateKeyRow] = field(default_factory=dict)
 
 
 class OpenTasksLoaded(Struct, frozen=True):

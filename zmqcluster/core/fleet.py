@@ -54,6 +54,12 @@ class PoolLoad(Struct):
     expected_us: int = 0
 
 
+# A device may tell of this many rate keys that no task in memory has (a redirect led there), and
+# of one more each second: each is a row that the disk keeps for the retention.
+FORESIGHT: Final = 1_000
+FORESIGHT_EVERY_MS: Final = 1_000
+
+
 class Device:
     """One device and its session, if it has one (peer is not empty)."""
 
@@ -79,10 +85,25 @@ class Device:
         self.resources = Resources()
         self.running = 0
         self.sampled_ms = 0
+        # Rules about rate keys nobody here has tasks of: how many it may still send, and since when
+        # that many.
+        self._foresight = FORESIGHT
+        self._foresight_ms = 0
 
     @property
     def is_online(self) -> bool:
         return bool(self.peer)
+
+    def may_foretell(self, now_ms: int) -> bool:
+        """May it set the limits of one more rate key that no task in memory has?"""
+        gained = (now_ms - self._foresight_ms) // FORESIGHT_EVERY_MS
+        if gained:
+            self._foresight = min(FORESIGHT, self._foresight + gained)
+            self._foresight_ms = now_ms
+        if not self._foresight:
+            return False
+        self._foresight -= 1
+        return True
 
     @property
     def state(self) -> DeviceState:

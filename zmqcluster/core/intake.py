@@ -58,7 +58,7 @@ def on_submit(state: MasterState, peer: Peer, message: Submit, facts: Facts) -> 
     if job is None:
         return
     for rule in message.rates:
-        apply_rule(state, rule)
+        apply_rule(state, rule, job_id=job.job_id)
     added = [add_task(state, spec, job.job_id, TaskId(0), facts) for spec in message.tasks]
     ids = tuple(task_id for task_id, _ in added)
     existing = tuple(index for index, (_, is_new) in enumerate(added) if not is_new)
@@ -145,13 +145,14 @@ def add_task(
     return task_id, True
 
 
-def apply_rule(state: MasterState, rule: RateRule, device_id: str = "") -> None:
-    """Take over what a device, or a client, learned about a rate key. A longer closure in force
-    wins."""
-    rate = state.rate(rule.rate_key)
-    if rate is None:
-        return
+def apply_rule(
+    state: MasterState, rule: RateRule, *, device_id: str = "", job_id: JobId = NO_JOB
+) -> None:
+    """Take over what a device, or a client for this job, said about a rate key. A longer closure in
+    force wins."""
+    rate = state.rates[rule.rate_key]
     former = rate.row()
+    rate.job_id = job_id or rate.job_id
     if rule.delay_ms is not None:
         if rule.delay_ms > rate.delay_ms and rate.running:
             # What runs already may be at the origin this very moment.
@@ -167,7 +168,7 @@ def apply_rule(state: MasterState, rule: RateRule, device_id: str = "") -> None:
             detail=f"{rate.name} for {rule.closed_for_ms} ms",
         )
     if rate.row() != former:
-        state.changes.rate_keys[rate.name] = rate.row()
+        state.save_rate(rate)
     reopen(state, rate.name)
 
 

@@ -85,7 +85,15 @@ def _check_rates(state: MasterState) -> None:
         starting[key] = starting.get(key, 0) + flight.is_starting
         if flight.is_starting and flight.begun:
             _fail(flight.task, "has begun, and its rate key waits for that")
+    for task in state.tasks.values():
+        if task.rate_key and task.rate_key not in state.rates:
+            _fail(task, f"is in memory, and its rate key {task.rate_key} is not")
+    for lane in state.queue.lanes.values():
+        if lane.rate is not state.rate(lane.key.rate_key):
+            raise InvariantError(f"{lane.key} does not hang on its rate key")
     for rate in state.rates.values():
+        if not (state.needs_rate(rate) or rate.saving_turn):
+            raise InvariantError(f"rate key {rate.name} is in memory, and nothing depends on it")
         if rate.running != running.get(rate.name, 0):
             raise InvariantError(
                 f"rate key {rate.name} counts {rate.running} running, "

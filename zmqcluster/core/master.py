@@ -18,6 +18,7 @@ from zmqcluster.core.events import (
     Event,
     Facts,
     FramesDropped,
+    LaneKey,
     LanesListed,
     MessageReceived,
     OpenTasksLoaded,
@@ -29,6 +30,7 @@ from zmqcluster.core.events import (
 )
 from zmqcluster.core.fleet import Device
 from zmqcluster.core.intake import unique_hash
+from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.state import MasterState, Past
 from zmqcluster.messages import (
@@ -46,6 +48,7 @@ from zmqcluster.messages import (
     Inbound,
     Progress,
     RateReport,
+    RateRule,
     Results,
     RetryTasks,
     Returned,
@@ -60,12 +63,14 @@ from zmqcluster.messages import (
 )
 from zmqcluster.model import DeviceId, JobId, TaskId
 
+# What has a rate key.
+_Named = TaskRow | TaskSpec | RateRule | LaneKey
+
 _PRUNE_EVERY_MS: Final = 10_000
 _PRUNE_AGAIN_MS: Final = 25
 _PRUNE_BUSY_MS: Final = 100
 _STALL_BEATS: Final = 1
 _WALL_STEP_MS: Final = 1_000
-_FORGET_EVERY_MS: Final = 10_000
 
 
 class Wants(Struct):
@@ -75,10 +80,11 @@ class Wants(Struct):
     keys: tuple[tuple[JobId, bytes], ...] = ()
     tasks: tuple[TaskId, ...] = ()
     jobs: tuple[JobId, ...] = ()
+    rates: tuple[str, ...] = ()
 
     @property
     def nothing(self) -> bool:
-        return not (self.request_id or self.keys or self.tasks or self.jobs)
+        return not (self.request_id or self.keys or self.tasks or self.jobs or self.rates)
 
 
 class MasterCore:
@@ -94,7 +100,6 @@ class MasterCore:
         self._ticked_ms = past.clock_ms
         self._pruned_ms = past.clock_ms
         self._first_offset_ms: int | None = None
-        self._forgot_ms = past.clock_ms
         self._scheduled_offset_ms = 0
         backlog.recover(self._state, past)
 
@@ -141,7 +146,14 @@ class MasterCore:
             case Submit():
                 job_id = JobId(message.job_id)
                 keys = () if message.job_name else self._unknown_keys(job_id, message.tasks)
-                return Wants(message.request_id, keys, jobs=self._unknown_jobs(job_id))
+                return Wants(
+                    message.request_id,
+                    keys,
+                    jobs=self._unknown_jobs(job_id),
+                    rates=self._unknown_rates((*message.tasks, *message.rates)),
+                )
+            case RateReport():
+                return Wants(rates=self._unknown_rates(message.rates))
             case CancelTasks():
                 return Wants(
                     message.request_id,
@@ -149,14 +161,22 @@ class MasterCore:
                     jobs=self._unknown_jobs(JobId(message.job_id)),
                 )
             case RetryTasks():
-                return Wants(message.request_id, tasks=self._unknown_tasks(message.task_ids))
+                return Wants(
+                    message.request_id,
+                    tasks=self._unknown_tasks(message.task_ids),
+                    rates=self._unknown_rates(self._known_tasks(message.task_ids)),
+                )
             case Watch():
                 return Wants(
                     tasks=self._unknown_tasks(message.task_ids),
                     jobs=self._unknown_jobs(JobId(message.job_id)),
                 )
             case AskExplain():
-                return Wants(tasks=self._unknown_tasks((message.task_id,)))
+                task_ids = (message.task_id,)
+                return Wants(
+                    tasks=self._unknown_tasks(task_ids),
+                    rates=self._unknown_rates(self._known_tasks(task_ids)),
+                )
             case _:
                 return Wants()
 
@@ -164,6 +184,10 @@ class MasterCore:
         """Jobs that the tasks of these facts belong to and that are not in memory."""
         found = {row.job_id: None for row in facts.tasks.values()}
         return tuple(job_id for job_id in found if job_id not in self._state.jobs)
+
+    def rates_of(self, found: Iterable[TaskRow | LaneKey]) -> tuple[str, ...]:
+        """Rate keys of what was read that are not in memory."""
+        return self._unknown_rates(found)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -202,6 +226,7 @@ class MasterCore:
                 assert_never(event)
 
     def _on_message(self, peer: Peer, principal: Principal, message: Inbound, facts: Facts) -> None:
+        self._state.recall(facts.rates.values())
         match message:
             case Enrol():
                 admin.on_enrol(self._state, peer, principal, message)
@@ -287,9 +312,6 @@ class MasterCore:
             sessions.forgive_silence(state)
         if state.now_ms - self._pruned_ms >= _PRUNE_EVERY_MS:
             self._prune()
-        if state.now_ms - self._forgot_ms >= _FORGET_EVERY_MS:
-            self._forgot_ms = state.now_ms
-            state.forget_idle_rates()
 
     def _prune(self) -> None:
         """One small step; a busy master takes many, an idle one is left asleep for a while."""
@@ -322,13 +344,22 @@ class MasterCore:
         state = self._state
         keys: list[tuple[JobId, bytes]] = []
         unknown: list[TaskId] = []
+        named: list[_Named] = []
         for result in message.results:
             task = state.row_of(TaskId(result.task_id))
+            named += result.rates
             if task is None:
                 unknown.append(TaskId(result.task_id))
-            elif result.children:
+                continue
+            named.append(task)
+            if result.children:
+                named += result.children
                 keys.extend(self._unknown_keys(task.job_id, result.children))
-        return Wants(keys=tuple(keys), tasks=self._unknown_tasks(unknown))
+        return Wants(
+            keys=tuple(keys),
+            tasks=self._unknown_tasks(unknown),
+            rates=self._unknown_rates(named),
+        )
 
     def _unknown_keys(
         self, job_id: JobId, specs: Iterable[TaskSpec]
@@ -342,6 +373,16 @@ class MasterCore:
         return tuple(
             TaskId(one) for one in task_ids if one not in state.tasks and one not in state.departed
         )
+
+    def _known_tasks(self, task_ids: Iterable[int]) -> list[TaskRow]:
+        rows = (self._state.row_of(TaskId(one)) for one in task_ids)
+        return [row for row in rows if row is not None]
+
+    def _unknown_rates(self, named: Iterable[_Named]) -> tuple[str, ...]:
+        """Their rate keys that are not in memory; those that are stay until the turn is over."""
+        known = self._state.rates
+        names = {one.rate_key: None for one in named if one.rate_key}
+        return tuple(name for name in names if name not in known)
 
     def _unknown_jobs(self, job_id: JobId) -> tuple[JobId, ...]:
         return () if not job_id or job_id in self._state.jobs else (job_id,)

@@ -118,6 +118,8 @@ class ReadyQueue:
         # Lanes exist in the database that are not in `lanes`.
         self.unlisted = False
         self._has_missed = False
+        # Names of rate keys that lost their last lane.
+        self._released: list[str] = []
 
     def __len__(self) -> int:
         return len(self._where)
@@ -146,6 +148,11 @@ class ReadyQueue:
         """Has a lane found no room, or been given up, since the last call?"""
         missed, self._has_missed = self._has_missed, False
         return missed
+
+    def take_released(self) -> list[str]:
+        """Rate keys that have lost their last lane since the last call."""
+        released, self._released = self._released, []
+        return released
 
     def lane(self, key: LaneKey, rate: RateKey | None, now_ms: int) -> Lane | None:
         """The lane of this key, made when there is room for one more; else None.
@@ -430,6 +437,8 @@ class ReadyQueue:
         del self._by_rest[lane.key.priority][lane]
         if lane.rate is not None:
             del lane.rate.lanes[lane]
+            if not lane.rate.lanes:
+                self._released.append(lane.rate.name)
         self._share()
         lane.shape.lanes -= 1
         if not lane.shape.lanes:

@@ -16,6 +16,7 @@ from zmqcluster.messages import (
     AttemptRef,
     Progress,
     RateReport,
+    RateRule,
     ResultAck,
     Results,
     Returned,
@@ -43,7 +44,8 @@ def on_results(
         else:
             _accept(state, dispatcher, device, flight, result, facts)
         for rule in result.rates:
-            apply_rule(state, rule, device.device_id)
+            is_own = flight is not None and flight.task.rate_key == rule.rate_key
+            _learn(state, device, rule, is_own=is_own)
         settled.append(AttemptRef(result.task_id, result.attempt))
     state.send(device.peer, ResultAck(tuple(settled)))
 
@@ -93,7 +95,7 @@ def on_progress(state: MasterState, device: Device, message: Progress) -> None:
 def on_rate_report(state: MasterState, device: Device, message: RateReport) -> None:
     """Rules learned in mid-task."""
     for rule in message.rates:
-        apply_rule(state, rule, device.device_id)
+        _learn(state, device, rule)
 
 
 def flight_of(state: MasterState, device: Device, task_id: int, attempt: int) -> Flight | None:
@@ -102,6 +104,18 @@ def flight_of(state: MasterState, device: Device, task_id: int, attempt: int) ->
     if flight is None or flight.task.attempt != attempt or flight.device_id != device.device_id:
         return None
     return flight
+
+
+def _learn(state: MasterState, device: Device, rule: RateRule, *, is_own: bool = False) -> None:
+    """Take over a rule. One about a key no task in memory depends on is paid for: whoever invents
+    keys may not fill the disk. is_own: it is about the task that has just ended."""
+    is_needed = is_own or state.needs_rate(state.rates[rule.rate_key])
+    if is_needed or device.may_foretell(state.now_ms):
+        apply_rule(state, rule, device_id=device.device_id)
+    else:
+        state.event_of_peer(
+            "rate_rule_refused", device_id=device.device_id, detail=f"{rule.rate_key} is not known"
+        )
 
 
 def _accept(

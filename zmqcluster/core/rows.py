@@ -143,13 +143,20 @@ class HeartbeatRow(Row):
 
 
 class RateKeyRow(Row):
-    """The limits of one rate key. next_at_ms, closed_until_ms: cluster time."""
+    """The limits of one rate key. next_at_ms, closed_until_ms: cluster time.
+
+    job_id: whose submission set limits; 0 if only devices did. epoch, changed_wall: of the master
+    that wrote it, and when.
+    """
 
     rate_key: str
-    delay_ms: int
-    concurrency: int
-    next_at_ms: int
-    closed_until_ms: int
+    delay_ms: int = 0
+    concurrency: int = 0
+    next_at_ms: int = 0
+    closed_until_ms: int = 0
+    job_id: JobId = JobId(0)
+    epoch: int = 0
+    changed_wall: int = 0
 
 
 class KeyRow(Row):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Final
@@ -35,7 +35,7 @@ from zmqcluster.core.rows import (
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.timers import Timers
 from zmqcluster.messages import Outbound, TaskEnd
-from zmqcluster.model import NO_JOB, DeviceId, JobId, JobState, TaskId, TaskState
+from zmqcluster.model import DELAY_MS_MAX, NO_JOB, DeviceId, JobId, JobState, TaskId, TaskState
 
 # Known unique keys kept in memory to save look-ups: at least this many of the newest, at most twice
 # as many. Two generations, because deleting the oldest of one dict took 20 us a key.
@@ -59,7 +59,10 @@ _COUNTED: Final[dict[TaskState, str]] = {
 
 
 class Past(Struct):
-    """What the database knew when this master started. in_flight: assigned and running tasks."""
+    """What the database knew when this master started. in_flight: assigned and running tasks.
+
+    rate_keys: the keys of those; others come with what names them.
+    """
 
     epoch: int
     clock_ms: int = 0
@@ -117,6 +120,8 @@ class MasterState:
         self.delays = Delays(settings.delayed_tasks, settings.delayed_bytes)
         self.fleet = Fleet(settings.strategy, rng)
         self.rates: dict[str, RateKey] = {}
+        # Names of rate keys that nothing may depend on any more.
+        self._resting: dict[str, None] = {}
         self.timers = Timers()
         self.jobs: dict[JobId, JobRow] = {}
         self.keys: dict[bytes, KeyRow] = {}
@@ -242,6 +247,7 @@ class MasterState:
 
     def end_turn(self) -> Turn:
         """Copy what changed out, and start the next turn."""
+        self._forget_rates()
         changes = self._changes
         for task_id, task in self._dirty.items():
             rows = changes.new_tasks if task_id in self._new else changes.tasks
@@ -369,25 +375,75 @@ class MasterState:
 
     def lane(self, key: LaneKey) -> Lane | None:
         """The lane of this key, if there is room for it; another may go to the database for it."""
-        lane = self.queue.lane(key, self.rate(key.rate_key), self.now_ms)
+        lane = self.queue.lanes.get(key)
+        if lane is not None:
+            return lane
+        rate = self.rate(key.rate_key)
+        lane = self.queue.lane(key, rate, self.now_ms)
         for task in self.queue.take_given_up():
             self.leave(task)
+        if lane is not None and rate is not None and rate.opens_at_ms() > self.now_ms:
+            self.timers.set_no_later(f"key {rate.name}", rate.opens_at_ms())
         return lane
 
-    def rate(self, name: str) -> RateKey | None:
-        """The limits of this key; None for the empty one, which has none."""
-        if not name:
-            return None
-        rate = self.rates.get(name)
-        if rate is None:
-            rate = self.rates[name] = RateKey(name)
-        return rate
+    # --- rate keys ----------------------------------------------------------------------------
 
-    def forget_idle_rates(self) -> None:
-        """Keys that hold nothing back and that nothing waits for: one for every site ever seen."""
-        idle = [name for name, one in self.rates.items() if one.is_idle(self.now_ms)]
-        for name in idle:
-            del self.rates[name]
+    def rate(self, name: str) -> RateKey | None:
+        """The limits of this key; None for the empty one, which has none.
+
+        Whatever names a key brings its row with it. One that is missing is our mistake: to take it
+        for one without limits would be hitting its site too fast.
+        """
+        return self.rates[name] if name else None
+
+    def recall(self, rows: Iterable[RateKeyRow]) -> None:
+        """Rate keys that were read. They stay while something depends on them; memory knows
+        better, as a key is not forgotten before its row is on disk, nor in the middle of a turn."""
+        latest_ms = self.now_ms + DELAY_MS_MAX + self.settings.start_within_ms
+        for row in rows:
+            if row.rate_key not in self.rates:
+                rate = RateKey.of_row(row, self.epoch, self.started_ms, latest_ms)
+                self.rates[rate.name] = rate
+                self.rest(rate.name)
+
+    def rest(self, name: str) -> None:
+        """This turn may have ended the last thing that depends on this key."""
+        self._resting[name] = None
+
+    def needs_rate(self, rate: RateKey) -> bool:
+        """Does any task in memory depend on it?"""
+        return rate.is_used or self.delays.has_key(rate.name)
+
+    def save_rate(self, rate: RateKey) -> None:
+        """Write it with this turn; until that is on disk it stays in memory."""
+        self._changes.rate_keys[rate.name] = rate.row(self.epoch, self.wall_ms)
+        rate.recalled_ms = rate.next_at_ms
+        if rate.saving_turn != self.turn:
+            rate.saving_turn = self.turn
+            self.until_committed(partial(self._rate_saved, rate, self.turn))
+
+    def _rate_saved(self, rate: RateKey, turn: int) -> None:
+        if rate.saving_turn == turn:
+            rate.saving_turn = 0
+            self.rest(rate.name)
+
+    def _forget_rates(self) -> None:
+        """Only when a turn ends: what its messages did not look up, they found in memory."""
+        for name in (*self.queue.take_released(), *self.delays.take_released()):
+            self.rest(name)
+        resting, self._resting = self._resting, {}
+        for name in resting:
+            rate = self.rates.get(name)
+            if rate is None or rate.saving_turn or self.needs_rate(rate):
+                continue
+            if rate.next_at_ms > max(self.now_ms, rate.recalled_ms):
+                # It is forgotten once the disk knows how long it is shut.
+                self.save_rate(rate)
+            else:
+                del self.rates[name]
+                self.timers.cancel(f"key {name}")
+
+    # --- attempts -----------------------------------------------------------------------------
 
     def land(self, flight: Flight) -> None:
         """An attempt is in nobody's hands any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 
 class Timers:
@@ -18,6 +18,10 @@ class Timers:
         self._serial += 1
         self._due[name] = (at_ms, self._serial)
         heappush(self._heap, (at_ms, self._serial, name))
+        if len(self._heap) > 64 + 2 * len(self._due):
+            # Moments that were moved or cancelled may lie a day ahead.
+            self._heap = [one for one in self._heap if self._due.get(one[2]) == one[:2]]
+            heapify(self._heap)
 
     def set_no_later(self, name: str, at_ms: int) -> None:
         """Like set, but an earlier moment already set stays."""

@@ -19,6 +19,7 @@ from zmqcluster.core.events import (
     OpenTasksLoaded,
 )
 from zmqcluster.core.master import MasterCore
+from zmqcluster.core.rows import RateKeyRow
 from zmqcluster.messages import Inbound
 from zmqcluster.model import JobId
 
@@ -43,6 +44,7 @@ class Lookups:
         job_ids: tuple[JobId, ...] = wants.jobs
         if tasks:
             job_ids += self._core.jobs_of(Facts(tasks=tasks))
+        rate_keys = (*wants.rates, *self._core.rates_of(tasks.values()))
         return Facts(
             submitted=(
                 (submitted.job_id, submitted.task_ids, submitted.existing) if submitted else None
@@ -50,6 +52,7 @@ class Lookups:
             keys=queries.known_keys(wants.keys) if wants.keys else {},
             tasks=tasks,
             jobs=queries.jobs_by_id(job_ids) if job_ids else {},
+            rates=self._rates(rate_keys),
         )
 
     def answer(self, action: Action) -> Event | None:
@@ -60,14 +63,21 @@ class Lookups:
                 return BacklogLoaded(lane, tuple(rows), more)
             case ListLanes(after, limit):
                 lanes, more = self._queries.lanes(after, limit)
-                return LanesListed(tuple(lanes), more)
+                rates = self._rates(self._core.rates_of(lanes))
+                return LanesListed(tuple(lanes), more, rates)
             case LoadDelayed(limit):
                 rows, more = self._queries.delayed(limit)
-                return DelayedLoaded(tuple(rows), more)
+                rates = self._rates(self._core.rates_of(rows))
+                return DelayedLoaded(tuple(rows), more, rates)
             case LoadOpenTasks(job_id, after_id, limit):
                 return self._open_tasks(job_id, after_id, limit)
             case _:
                 return None
+
+    def _rates(self, names: tuple[str, ...]) -> dict[str, RateKeyRow]:
+        """All of names, those without a row too."""
+        found = self._queries.rate_keys(names) if names else {}
+        return {name: found.get(name) or RateKeyRow(name) for name in names}
 
     def _open_tasks(self, job_id: JobId, after_id: int, limit: int) -> OpenTasksLoaded:
         page = self._queries.open_tasks(job_id, after_id, limit)
