@@ -10,6 +10,7 @@ from storage.device_heartbeat_dao import DeviceHeartbeatDAO
 from storage.event_dao import EventDAO
 from storage.job_dao import COUNTED, JobDAO
 from storage.meta_dao import MetaDAO
+from storage.rate_key_dao import RateKeyDAO
 from storage.submission_dao import SubmissionDAO
 from storage.task_assignment_dao import TaskAssignmentDAO
 from storage.task_dao import TaskDAO
@@ -20,6 +21,8 @@ PRUNED_TASKS_MAX: Final = 500
 PRUNED_BYTES_MAX: Final = 16 * 1024 * 1024
 PRUNED_ROWS_MAX: Final = 1_000
 PRUNED_JOBS_MAX: Final = 20
+# What is old and still needed is looked at again when a day has passed.
+LOOK_AGAIN_MS: Final = 24 * 3_600_000
 # Names of the numbers in which the counts of pruned jobs live on.
 PRUNED_PREFIX: Final = "pruned_"
 
@@ -36,6 +39,7 @@ def prune(database: Database, before_wall: int) -> bool:
         DeviceHeartbeatDAO(database).prune(before_wall, rows_max) >= rows_max,
         SubmissionDAO(database).prune(before_wall, rows_max) >= rows_max,
         _prune_jobs(database, before_wall),
+        RateKeyDAO(database).prune(before_wall, before_wall + LOOK_AGAIN_MS, rows_max) >= rows_max,
     )
     return any(steps)
 

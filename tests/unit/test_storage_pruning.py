@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 
 from storage import pruning, recovery
+from storage.writer import apply
 from tests.support.storage_bench import StorageBench, attempt, ended, held, job, storage_bench, task
-from zmqcluster.core.rows import EventRow, HeartbeatRow, RecordRow, SubmissionRow, UniqueKeyRow
+from zmqcluster.core.effects import Changes
+from zmqcluster.core.rows import (
+    EventRow,
+    HeartbeatRow,
+    RateKeyRow,
+    RecordRow,
+    SubmissionRow,
+    UniqueKeyRow,
+)
 from zmqcluster.model import DeviceId, JobId, JobState, TaskId, TaskState
 from zmqcluster.views import TaskCounts
 
@@ -94,6 +103,9 @@ HISTORY: dict[str, Rows] = {
     "submissions": lambda count: {
         "submissions": [SubmissionRow(b"%d" % i, JobId(0), (), (), OLD) for i in range(count)]
     },
+    "rate_keys": lambda count: {
+        "rate_keys": {f"k{i}": RateKeyRow(f"k{i}", 5, changed_wall=OLD) for i in range(count)}
+    },
     "jobs": lambda count: {
         "jobs": {
             JobId(i): job(i, state=JobState.FINISHED, finished_wall=OLD)
@@ -114,6 +126,43 @@ def test_history_that_one_step_does_not_finish_asks_for_another(
 
     assert steps == [True, True, False]
     assert bench.count(table) == (1 if table in {"events", "jobs"} else 0)
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "a task": {"new_tasks": {TaskId(1): task(1, rate_key="k")}},
+    "an ended task": {"new_tasks": {TaskId(1): ended(1, NOW, rate_key="k"), TaskId(2): task(2)}},
+    "its job": {"jobs": {JobId(7): job(7)}},
+    "the time": {"clock_ms": 299},
+}
+
+
+@pytest.mark.parametrize("need", NEEDED)
+def test_limits_stay_while_anything_needs_them(bench: StorageBench, need: str) -> None:
+    rows = (
+        RateKeyRow("k", 5, 0, 0, 300, job_id=JobId(7), changed_wall=OLD),
+        RateKeyRow("new", 5, changed_wall=NOW),
+        RateKeyRow("other", 5, changed_wall=OLD),
+    )
+    given: dict[str, Any] = {"rate_keys": {row.rate_key: row for row in rows}, "clock_ms": 300}
+    apply(bench.database, Changes(**(given | NEEDED[need])))
+
+    bench.save(prune_before_wall=BEFORE)
+
+    assert sorted(bench.queries.rate_keys(["k", "new", "other"])) == ["k", "new"]
+
+
+def test_limits_that_are_needed_do_not_stand_before_others(
+    bench: StorageBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "PRUNED_ROWS_MAX", 20)
+    needed = {f"k{i}": RateKeyRow(f"k{i}", 5, changed_wall=OLD) for i in range(40)}
+    tasks = [task(i, rate_key=name) for i, name in enumerate(needed, 1)]
+    bench.save(*tasks, rate_keys=needed | {"z": RateKeyRow("z", 5, changed_wall=OLD + 1)})
+
+    steps = [bench.save(prune_before_wall=BEFORE) for _ in range(3)]
+
+    assert steps == [True, True, False]
+    assert sorted(bench.queries.rate_keys([*needed, "z"])) == sorted(needed)
 
 
 def test_history_goes_by_age_and_the_catalogue_stays(bench: StorageBench) -> None:
