@@ -152,6 +152,29 @@ def test_a_start_given_to_a_silent_copy_of_a_device_may_still_happen(master: Mas
     assert master.now_ms >= lost_ms + Settings().device_timeout_ms + DELAY_MS
 
 
+@pytest.mark.parametrize("word", ["started", "ended"])
+def test_a_lost_start_that_happens_beyond_its_window_counts_from_the_word_of_it(
+    master: MasterBench, word: str
+) -> None:
+    # Seed 1212 of the simulation: the order arrived after it was given up for lost.
+    master.device("d1")
+    delayed(master, 2)
+    order = one(master, "d1")
+    master.loses("d1")
+    master.advance(Settings().reconnect_grace_ms + Settings().start_within_ms + 600, step_ms=50)
+    master.device("d1")
+
+    if word == "started":
+        master.starts("d1", order)
+    else:
+        master.ends("d1", order)
+    heard_ms = master.now_ms
+    while not master.orders("d1"):
+        master.advance(50, step_ms=50)
+
+    assert master.now_ms - heard_ms >= DELAY_MS
+
+
 def test_what_was_returned_unstarted_costs_the_key_nothing(master: MasterBench) -> None:
     master.device("d1")
     delayed(master, 1)

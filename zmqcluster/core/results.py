@@ -56,6 +56,8 @@ def on_started(state: MasterState, device: Device, message: Started) -> None:
         flight = flight_of(state, device, ref.task_id, ref.attempt)
         if flight is not None:
             begin(state, flight)
+        else:
+            _was_there(state, state.row_of(TaskId(ref.task_id)))
 
 
 def begin(state: MasterState, flight: Flight) -> None:
@@ -146,6 +148,8 @@ def _salvage(
 ) -> None:
     """A late end: it counts if no newer attempt was handed out, else it is fenced."""
     task = find(state, TaskId(result.task_id), facts)
+    if result.outcome is not Outcome.RETURNED:
+        _was_there(state, task)
     is_last = (
         task is not None
         and task.state is TaskState.PENDING
@@ -171,6 +175,15 @@ def _salvage(
     _take_over(state, device, task, result, outcome, facts)
     state.record_end(task, outcome, result.run_us, error)
     dispatcher.conclude(task, outcome, error=error, retry_after_ms=result.retry_after_ms)
+
+
+def _was_there(state: MasterState, task: TaskRow | None) -> None:
+    """An attempt that we gave up on, whose order was long under way, may be at its origin yet."""
+    rate = state.rates.get(task.rate_key) if task is not None else None
+    if rate is not None:
+        rate.began(state.now_ms, was_starting=False)
+        reopen(state, rate.name)
+        state.rest(rate.name)
 
 
 def _is_blind(result: TaskResult, facts: Facts) -> bool:
