@@ -126,6 +126,8 @@ def ask_for_more(state: MasterState) -> None:
             queue.take_missed()
         state.act(ListLanes(state.listing.after, _LANES_LISTED))
     _make_room(state)
+    # Before lanes are filled: what is due already must not wait behind all that is not read yet.
+    release_due(state)
     if state.delays.needs_load(state.now_ms) and queue.has_room:
         state.delays.asked()
         state.act(LoadDelayed(state.settings.delayed_tasks // 2))

@@ -399,7 +399,8 @@ class MasterState:
     def recall(self, rows: Iterable[RateKeyRow]) -> None:
         """Rate keys that were read. They stay while something depends on them; memory knows
         better, as a key is not forgotten before its row is on disk, nor in the middle of a turn."""
-        latest_ms = self.now_ms + DELAY_MS_MAX + self.settings.start_within_ms
+        unheard_ms = max(self.settings.start_within_ms, self.settings.device_timeout_ms)
+        latest_ms = self.now_ms + DELAY_MS_MAX + unheard_ms
         for row in rows:
             if row.rate_key not in self.rates:
                 rate = RateKey.of_row(row, self.epoch, self.started_ms, latest_ms)
