@@ -35,7 +35,7 @@ TYPES = {
     "d2": {"noop": Pool.ASYNC, "echo": Pool.SYNC},
     "d3": {"echo": Pool.ASYNC},
 }
-LABELS = {"d1": (), "d2": ("gpu",), "d3": ("eu", "gpu")}
+LABELS = {"d1": (), "d2": ("gpu",), "d3": ("eu", "gpu", "zone")}
 # Every bound is small, so that all of them are met in a few steps.
 SETTINGS = Settings(
     window_tasks=8,
@@ -62,7 +62,7 @@ OUTCOMES = st.sampled_from(
 SPECS = st.builds(
     lambda *fields: fields,
     st.sampled_from(["noop", "noop", "echo", "mystery"]),
-    st.sampled_from([(), (), (), ("gpu",), ("gpu", "eu"), ("unicorn",)]),
+    st.sampled_from([(), (), (), ("gpu",), ("gpu", "eu"), ("zone",), ("unicorn",)]),
     st.sampled_from(["", "", "a", "b", "c"]),
     st.sampled_from(["", "", "slow", "one", "k1", "k2", "k3"]),
     st.sampled_from([0, 5, 9]),
@@ -366,4 +366,4 @@ class MasterMachine(RuleBasedStateMachine):
 
 
 TestMasterMachine = MasterMachine.TestCase
-TestMasterMachine.settings = stateful(examples=40, steps=40)
+TestMasterMachine.settings = stateful(examples=80, steps=40)

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from tests.support.master_bench import MasterBench, spec
+from tests.support.tiers import scaled
 from tests.support.worker_bench import settings
 from zmqcluster.core.settings import Settings
 from zmqcluster.core.worker import WorkerCore
@@ -202,7 +203,7 @@ class Cluster:
         return {task_id: row.state for task_id, row in self.master.store.tasks.items()}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(scaled(12)))
 def test_every_task_ends_and_no_attempt_runs_twice(seed: int) -> None:
     cluster = Cluster(seed)
     cluster.submit()

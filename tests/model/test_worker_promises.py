@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.support.tiers import stateful
 from tests.support.worker_bench import WorkerBench, order, ref, settings
 from zmqcluster.core.worker import WorkerCore
 from zmqcluster.core.worker_events import (
@@ -203,7 +203,5 @@ class WorkerPromises(RuleBasedStateMachine):
         assert not self.has_stopped
 
 
-WorkerPromises.TestCase.settings = hypothesis_settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
 TestWorkerPromises = WorkerPromises.TestCase
+TestWorkerPromises.settings = stateful(examples=60, steps=40)
