@@ -485,4 +485,4 @@ class RestMachine(RuleBasedStateMachine):
 
 
 TestRestMachine = RestMachine.TestCase
-TestRestMachine.settings = stateful(examples=30, steps=40)
+TestRestMachine.settings = stateful(examples=20, steps=40)
