@@ -319,12 +319,9 @@ def _same_after_restart(bench: StorageBench, model: RowModel) -> None:
         if not job_id or row.state == "active" or row.pending or row.running
     }
     assert found.devices == [row for _, row in sorted(model.tables["devices"].items())]
+    held_keys = {row.rate_key for row in in_hands if row.rate_key}
     assert {row.rate_key: row for row in found.rate_keys} == {
-        key: row
-        for key, row in model.tables["rate_keys"].items()
-        if row.delay_ms
-        or row.concurrency
-        or max(row.closed_until_ms, row.next_at_ms) > model.clock_ms
+        key: row for key, row in model.tables["rate_keys"].items() if key in held_keys
     }
     assert found.keys == _aged(model.tables["keys"])
     assert found.tokens == _aged(model.tables["tokens"])

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from msgspec import structs
 
+from storage.pruning import LOOK_AGAIN_MS
 from tests.support.storage_bench import device, task
 from zmqcluster.core.effects import Changes
 from zmqcluster.core.rows import (
@@ -205,6 +206,7 @@ class RowModel:
         ]
         self.heartbeats = _since(before_wall, self.heartbeats)
         self.submissions = _since(before_wall, self.submissions)
+        self._prune_rate_keys(before_wall)
         jobs = self.tables["jobs"]
         filled = {row.job_id for row in self.tasks.values()}
         for job_id, job in list(jobs.items()):
@@ -214,6 +216,20 @@ class RowModel:
                     self.pruned[name] += getattr(job, name)
                 self.unique = {key: row for key, row in self.unique.items() if key[0] != job_id}
                 del jobs[job_id]
+
+    def _prune_rate_keys(self, before_wall: int) -> None:
+        """A key stays while it is closed or has a task, and is looked at again later."""
+        used = {row.rate_key for row in self.tasks.values()}
+        kept = self.tables["rate_keys"]
+        for key, row in list(kept.items()):
+            if row.changed_wall >= before_wall:
+                continue
+            shut = self.clock_ms and max(row.next_at_ms, row.closed_until_ms) > self.clock_ms
+            if key in used or shut:
+                again_wall = before_wall + LOOK_AGAIN_MS
+                kept[key] = structs.replace(row, changed_wall=again_wall)
+            else:
+                del kept[key]
 
     def totals(self) -> dict[str, int]:
         jobs = self.tables["jobs"].values()
