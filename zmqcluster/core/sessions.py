@@ -178,6 +178,7 @@ def forgive_silence(state: MasterState) -> None:
     for device in state.fleet.online():
         device.heard_ms = state.now_ms
     for flight in state.flights.values():
+        # What waits in our socket was said before the pause, perhaps before the order arrived.
         flight.sent_ms = state.now_ms
     state.event("loop_stalled", detail="leases restarted")
 
