@@ -185,8 +185,8 @@ MUTANTS: Final = (
     Mutant(
         "pause_kills_all",
         _CORE + "sessions",
-        '        device.heard_ms = state.now_ms\n    state.event("loop_stalled"',
-        '        pass\n    state.event("loop_stalled"',
+        "        device.heard_ms = state.now_ms\n    for flight in state.flights.values():\n",
+        "        pass\n    for flight in state.flights.values():\n",
         "a master that was stopped for a while gives up every device",
     ),
     Mutant(
