@@ -49,6 +49,15 @@ MUTANTS: Final = (
         "task.deaths -= task.given_up == GivenUp.DIED",
         "task.deaths -= 0",
         "an attempt that came back is still counted as a death",
+        (
+            "endless=3",
+            "devices=1",
+            "worker_pauses_every_ms=3000",
+            "worker_kills_every_ms=0",
+            "cancels_every_ms=0",
+            "breaks_every_ms=0",
+            "hostile=0",
+        ),
     ),
     Mutant(
         "poison_count_reset",
@@ -91,7 +100,7 @@ MUTANTS: Final = (
             "window_tasks=4",
             "lane_tasks=2",
             "delayed_tasks=2",
-            "devices=2",
+            "devices=1",
             "pages=40",
             "task_failures=0",
             "cancels_every_ms=0",
@@ -360,10 +369,18 @@ MUTANTS: Final = (
     ),
     Mutant(
         "start_window_ignored",
-        _CORE + "worker",
-        "        late = queue.take_late(now_ms, all_windows=not (has_lease and session.is_open))\n",
-        "        late: list[AttemptRef] = []\n",
+        _CORE + "worker_queue",
+        "            if work is not None and work.phase == QUEUED:\n                refs.append",
+        "            if False:\n                refs.append",
         "an order that waited too long still hits the site",
+        (
+            "slots=1",
+            "delay_ms=500",
+            "concurrency=0",
+            "pages=40",
+            "hostile=0",
+            "breaks_every_ms=1500",
+        ),
     ),
     # --- the backlog --------------------------------------------------------------------------
     Mutant(
