@@ -211,6 +211,10 @@ class Oracle:
         for key, row in changes.assignments.items():
             if not row.outcome:
                 self._closures.decided.setdefault(key, self._turns)
+            elif self.world.options.reorder:
+                # A beat from before a Hello may come after it, and lists less. No connection of
+                # ours does that (CURVE numbers its frames), and all it costs is another attempt.
+                continue
             elif key in self._listed and row.outcome in ("dispatch_lost", "device_lost"):
                 # Lost by an older word of this turn, and wanted by nobody any more: that is fine.
                 task = changes.tasks[row.task_id]

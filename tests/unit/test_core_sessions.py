@@ -664,17 +664,3 @@ def test_children_nobody_can_run_cost_a_bounded_number_of_rows(master: MasterBen
     master.ends("d1", order, children=children)
 
     assert master.event_kinds().count("child_unroutable") == PEER_EVENTS_A_SECOND
-
-
-def test_a_beat_from_before_our_own_pause_does_not_take_an_order_for_lost(
-    master: MasterBench,
-) -> None:
-    master.device("d1")
-    master.submit(spec())
-    [order] = master.orders("d1")
-
-    master.jump(60_000)
-    master.beat("d1")
-
-    assert master.task(order.task_id).attempt == 1
-    assert "task_dispatch_lost" not in master.event_kinds()
