@@ -34,12 +34,14 @@ from rich.text import Text  # noqa: E402
 
 from tests.chaos.catalogue import Fault, Tier, load_all  # noqa: E402
 from tests.chaos.rig import Rig, Verdict  # noqa: E402
-from tests.chaos.soak import WARM_S, Life, Soak  # noqa: E402
+from tests.chaos.soak import Life, Soak  # noqa: E402
 
 # Each tier holds those before it.
 TIERS: Final = (Tier.QUICK, Tier.CI, Tier.LONG)
 BARS: Final = "▁▂▃▄▅▆▇█"
 SPARK_COLUMNS: Final = 24
+# What a process takes while it starts would hide what it does later.
+START_S: Final = 15.0
 REFRESHES_PER_S: Final = 8
 # Enough of a failure to see what it is; the folder has the rest.
 PROBLEM_LINES: Final = 12
@@ -285,16 +287,18 @@ def soak(args: argparse.Namespace) -> int:
 
     one: Soak | None = None
     one = Soak(folder, args.seed, say)
-    worker = threading.Thread(target=_run_soak, args=(one, args), name="soak")
+    over = threading.Event()
+    worker = threading.Thread(target=_run_soak, args=(one, args, over), name="soak")
     view = SoakView(one, args.minutes)
     with Live(view, console=console, refresh_per_second=2, transient=True):
         worker.start()
+        # Not join(): interrupted, it takes the thread for ended (Python 3.11).
         try:
-            worker.join()
+            over.wait()
         except KeyboardInterrupt:
             # Judged as far as it came.
             one.end_early()
-            worker.join()
+            over.wait()
     console.print(life_table(one.lives))
     verdict = one.rig.verdict
     for name in sorted(set(one.strikes)):
@@ -314,11 +318,13 @@ def soak(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_soak(one: Soak, args: argparse.Namespace) -> None:
+def _run_soak(one: Soak, args: argparse.Namespace, over: threading.Event) -> None:
     try:
         one.run(args.minutes, args.every, args.rate)
     except Exception as error:  # noqa: BLE001  # whatever went wrong, the promise was not shown
         one.problems.append(f"{type(error).__name__}: {error}")
+    finally:
+        over.set()
 
 
 def life_table(lives: list[Life]) -> Table:
@@ -335,7 +341,7 @@ def life_table(lives: list[Life]) -> Table:
             str(life.node.pid),
             f"{last.at_s / 60:.1f}",
             f"{last.rss_bytes / 2**20:.0f}",
-            sparkline([float(one.rss_bytes) for one in life.samples if one.at_s > WARM_S / 4]),
+            sparkline([float(one.rss_bytes) for one in life.samples if one.at_s > START_S]),
             f"{grown / 2**20:+.1f} MiB" if grown is not None else "short",
             str(last.descriptors),
             sparkline([float(one.descriptors) for one in life.samples]),

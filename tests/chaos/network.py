@@ -166,27 +166,26 @@ def frames_reordered(rig: Rig) -> None:
     proxy = _behind_proxy(rig, workers=2)
     kept: list[bytes] = []
 
-    def swap(way: Way, frame: bytes) -> list[bytes]:
-        """Two of the same way change places."""
-        if way is Way.UP and not kept:
+    def swap(frame: bytes) -> list[bytes]:
+        """This one waits, and comes after the next one that is chosen."""
+        if not kept:
             kept.append(frame)
             return []
-        return [frame, kept.pop()] if way is Way.UP else [frame]
+        return [frame, kept.pop()]
 
     old: list[bytes] = []
 
-    def replay(way: Way, frame: bytes) -> list[bytes]:
-        """The oldest result ever seen comes again before each new frame."""
-        if way is Way.UP:
-            old.append(frame)
-        return [old[0], frame] if way is Way.UP and len(old) > 3 else [frame]
+    def replay(frame: bytes) -> list[bytes]:
+        """The oldest ever seen comes again before it."""
+        old.append(frame)
+        return [old[0], frame]
 
     with rig.load() as load:
         rig.flows(load)
         for name, edit in (("swapped", swap), ("replayed", replay)):
             rig.step(name)
             before = proxy.connections
-            proxy.weather.edit = edit
+            proxy.weather.edit = _now_and_then(rig.rng, edit)
             wait_until(lambda: proxy.connections > before + 2, "connections were lost")  # noqa: B023
             proxy.clear()
             rig.flows(load)
@@ -395,8 +394,8 @@ def _lose(rig: Rig, way: Way) -> None:
         rig.flows(load)
         rig.step(f"frames {way} are lost")
         proxy.weather.edit = lose
-        rig.flows(load, 200)
-        wait_until(lambda: lost >= 20, "frames were lost")
+        rig.flows(load, 100)
+        wait_until(lambda: lost >= 10, "frames were lost")
         rig.step(f"{lost} frames are lost")
         proxy.clear()
     rig.judge()

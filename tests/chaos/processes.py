@@ -136,7 +136,7 @@ def agent_killed(rig: Rig) -> None:
     with rig.load() as load:
         rig.flows(load)
         # One in a host of its own, the others in the asyncio host of either worker.
-        runs = [*rig.running("trace_sync", seconds=4.0), *rig.running("trace", 4, seconds=4.0)]
+        runs = [*rig.running("trace_sync", seconds=2.5), *rig.running("trace", 4, seconds=2.5)]
         victim = holder(workers, runs[0].pid)
         children = [one.pid for one in family(victim.pid)[1:]]
         ours = [one.task_id for one in runs if one.pid in children]

@@ -13,24 +13,30 @@ from typing import Final
 import psutil  # type: ignore[import-untyped]  # ships no types
 from msgspec import Struct, field
 
+from storage.database import READER_CACHE_KIB, WRITER_CACHE_KIB
 from tests.chaos.rig import BATCH, Load, Rig
 from tests.support.cluster import Node, family, freeze, thaw
+from tests.support.history import Answer, Submission
 from tests.support.proxy import Proxy, Way
+from zmqcluster.client import DistributionClient, task
 
 WORKERS: Final = 3
 CALIBRATE_S: Final = 8.0
 SAMPLE_S: Final = 1.0
-# A process is judged by what it does after its caches are warm, if it lives long enough then.
-WARM_S: Final = 60.0
-JUDGED_S: Final = 60.0
-# What the allocator may take and keep: less than this over a life is flat.
+# A process is judged by the second half of its life, if that is long enough.
+HALF_LIFE_S: Final = 60.0
+# What the allocator may take and keep: less than this in half a life is flat.
 GROWTH_BYTES: Final = 8 * 1024 * 1024
 SETTLE_S: Final = 20.0
 TIMEOUT_S: Final = 3.0
+FILL_BATCH: Final = 5_000
+# More than all caches of pages together (storage.database).
+FILL_BYTES: Final = (WRITER_CACHE_KIB + 2 * READER_CACHE_KIB) * 1024
+SPOOL: Final = "/spool/"
 
 
 class Sample(Struct, frozen=True):
-    """One look at a process. at_s: since its start."""
+    """One look at a process. at_s: since its start. descriptors: all but that of its spool."""
 
     at_s: float
     rss_bytes: int
@@ -53,10 +59,13 @@ class Life(Struct):
 
     @property
     def growth_bytes(self) -> float | None:
-        """How much it grew by its trend after the warm-up; None for a life too short to say."""
-        warm = [one for one in self.samples if one.at_s >= WARM_S]
-        if not warm or warm[-1].at_s - warm[0].at_s < JUDGED_S:
+        """How much it grew by its trend in the second half; None for a life too short to say.
+
+        In the first half caches fill: the master's of database pages takes some minutes.
+        """
+        if not self.samples or self.samples[-1].at_s < 2 * HALF_LIFE_S:
             return None
+        warm = self.samples[len(self.samples) // 2 :]
         times = [one.at_s for one in warm]
         slope, _ = statistics.linear_regression(times, [float(one.rss_bytes) for one in warm])
         return slope * (times[-1] - times[0])
@@ -94,6 +103,7 @@ class Soak:
             sampler = threading.Thread(target=self._sample_for_ever, name="sampler")
             sampler.start()
             try:
+                self._fill_caches()
                 self.per_s = per_s or self._calibrate() / 2
                 self._rest()
                 self._baseline = self._look_all()
@@ -130,6 +140,33 @@ class Soak:
 
     def _born(self, name: str, node: Node) -> None:
         self.lives.append(Life(name, node, time.monotonic()))
+
+    def _fill_caches(self) -> None:
+        """As many rows as the master keeps in memory, so that what grows later is something else.
+
+        They wait for a label that nobody has, and are cancelled.
+        """
+        self._tell("filling the master's cache of database pages")
+        batch = [task("noop", {"filling": "x" * 400}, labels=["nobody"])] * FILL_BATCH
+
+        async def work(client: DistributionClient) -> tuple[int, list[int]]:
+            job_id, ids = 0, list[int]()
+            while _bytes_in(self.rig.cluster.data_dir / "cluster.db") < FILL_BYTES:
+                answer = await client.submit_many(
+                    batch,
+                    watch=False,
+                    **({"job_id": job_id} if job_id else {"job_name": "filling"}),
+                )
+                job_id = answer.job_id
+                ids += answer.task_ids
+            await client.cancel(job_id=job_id)
+            return job_id, ids
+
+        job_id, ids = self.rig.cluster.ask(work)
+        self.rig.extra.submissions.append(
+            Submission(Answer.OK, ("",) * len(ids), tuple(ids), job_id)
+        )
+        self.rig.rests()
 
     def _calibrate(self) -> float:
         """How many tasks of the load end in a second when there is always one more."""
@@ -313,11 +350,22 @@ def _look(life: Life) -> Sample | None:
             return Sample(
                 time.monotonic() - life.began_s,
                 process.memory_info().rss,
-                process.num_fds(),
+                process.num_fds() - _spool_files(process),
                 process.num_threads(),
             )
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
+
+
+def _bytes_in(file: Path) -> int:
+    """With its write-ahead log, where rows are first."""
+    wal = file.with_name(file.name + "-wal")
+    return sum(one.stat().st_size for one in (file, wal) if one.exists())
+
+
+def _spool_files(process: psutil.Process) -> int:
+    """A worker opens the file of its spool when it first needs it, and keeps it: at most one."""
+    return min(1, sum(SPOOL in one.path for one in process.open_files()))
 
 
 def _is_as(seen: Sample, wanted: Sample) -> bool:
