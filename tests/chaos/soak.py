@@ -147,7 +147,7 @@ class Soak:
         They wait for a label that nobody has, and are cancelled.
         """
         self._tell("filling the master's cache of database pages")
-        batch = [task("noop", {"filling": "x" * 400}, labels=["nobody"])] * FILL_BATCH
+        batch = [task("trace", {"path": "x" * 400}, labels=["nobody"])] * FILL_BATCH
 
         async def work(client: DistributionClient) -> tuple[int, list[int]]:
             job_id, ids = 0, list[int]()
