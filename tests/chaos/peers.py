@@ -123,7 +123,7 @@ def no_descriptors(rig: Rig) -> None:
     assert events(rig, "device_lost") == 0
 
 
-@fault(40, "greetings and handshakes with bytes flipped, and of older protocols", tier=Tier.QUICK)
+@fault(40, "greetings and handshakes with bytes flipped, and of older protocols")
 def malformed_greetings(rig: Rig) -> None:
     rng = Random(rig.seed)
     old = (b"\x01\x00", b"\xff" + bytes(7) + b"\x01\x7f\x01\x05", GREETING[:10] + b"\x02\x05\x00")
@@ -484,7 +484,7 @@ def hostile_http(rig: Rig) -> None:
         assert ask(rig, "GET", "/tasks/stats")[0] == 200
 
 
-@fault(56, "every route is asked with a wrong token, and with none", tier=Tier.QUICK)
+@fault(56, "every route is asked with a wrong token, and with none")
 def wrong_tokens(rig: Rig) -> None:
     with at_work(rig):
         status, described = ask(rig, "GET", "/openapi.json", prefix="")
@@ -505,7 +505,7 @@ def wrong_tokens(rig: Rig) -> None:
         assert after == before
 
 
-@fault(57, "a web page asks through a browser: foreign Host, foreign Origin")
+@fault(57, "a web page asks through a browser: foreign Host, foreign Origin", tier=Tier.QUICK)
 def rebinding(rig: Rig) -> None:
     port = rig.cluster.port
     with at_work(rig):

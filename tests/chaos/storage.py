@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from tests.chaos.catalogue import CAN, Tier, fault
+from tests.chaos.catalogue import CAN, fault
 from tests.chaos.own_tasks import events, submit
 from tests.chaos.rig import Rig
 from tests.support.cluster import Node, wait_until
@@ -120,7 +120,7 @@ def long_reader(rig: Rig) -> None:
     rig.judge()
 
 
-@fault(66, "the database is moved away, or another lies in its place", tier=Tier.QUICK)
+@fault(66, "the database is moved away, or another lies in its place")
 def database_moved(rig: Rig) -> None:
     cluster = rig.cluster
     path = cluster.data_dir / "cluster.db"
@@ -190,7 +190,7 @@ def stale_log(rig: Rig) -> None:
     master.end()
     copy = path.read_bytes()
     master = cluster.start_master()
-    _fill(rig, 5)  # More than a checkpoint, so the log is of a database the copy never was.
+    _fill(rig, 24)  # More than a checkpoint, so the log is of a database the copy never was.
     rig.rests()
     master.kill()
     newest, log = path.read_bytes(), path.with_name("cluster.db-wal").read_bytes()
@@ -241,7 +241,8 @@ def read_only(rig: Rig) -> None:
             orders.write_text(f"write {errno.EROFS} 0 cluster.db")
             _stops_with(master, "cannot save to the database")
             for node in cluster.nodes:
-                node.end()
+                if node.process.poll() is None:
+                    node.kill()
             subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
             orders.unlink()
             again = cluster._start("master", "--master-port", str(cluster.port))

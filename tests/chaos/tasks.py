@@ -147,7 +147,7 @@ def odd_results(rig: Rig) -> None:
                 assert words[what] in end.error, (name, what, end)
 
 
-@fault(81, "a task leaves with code 0, or raises what is no Exception", tier=Tier.QUICK)
+@fault(81, "a task leaves with code 0, or raises what is no Exception")
 def leavers(rig: Rig) -> None:
     raised = ("SystemExit", "BaseException", "KeyboardInterrupt", "GeneratorExit")
     with at_work(rig):
