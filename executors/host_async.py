@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import time
 from functools import partial
 from typing import Any, Final, cast
@@ -39,6 +40,9 @@ from zmqcluster.messages import AttemptRef, ProgressNote, RateRule, TaskOrder, T
 CLOSE_S: Final = 2.0
 # Notes are for people: the newest of each task, this often.
 NOTES_S: Final = 0.1
+# libuv looks up names in half of its threads at once. Of its own four that is two: two domains
+# whose name servers are gone held up every other look-up of the host.
+UV_THREADS: Final = 128
 
 log = logging.getLogger("host")
 
@@ -273,6 +277,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
         import uvloop
     except ImportError:
         return asyncio.new_event_loop()
+    os.environ.setdefault("UV_THREADPOOL_SIZE", str(UV_THREADS))
     return uvloop.new_event_loop()
 
 
