@@ -20,7 +20,7 @@ from tests.chaos.own_tasks import events, submit
 from tests.chaos.rig import Rig
 from tests.support.cluster import Node, wait_until
 
-SHIM: Final = Path(__file__).resolve().parents[1] / "support" / "bad_disk.c"
+SUPPORT: Final = Path(__file__).resolve().parents[1] / "support"
 SECTOR: Final = 512
 MIB: Final = 1024 * 1024
 
@@ -272,18 +272,29 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 @contextlib.contextmanager
 def bad_disk(rig: Rig) -> Iterator[Path]:
     """Processes started in here have a disk that obeys the file this gives; see bad_disk.c."""
-    library, orders = rig.folder / "bad_disk.so", rig.folder / "orders"
+    orders = rig.folder / "orders"
+    with preloaded(rig, "bad_disk", BAD_DISK=str(orders)):
+        try:
+            yield orders
+        finally:
+            orders.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def preloaded(rig: Rig, name: str, **environment: str) -> Iterator[None]:
+    """Processes started in here have tests/support/{name}.c preloaded, and this environment."""
+    library = rig.folder / f"{name}.so"
+    source = SUPPORT / f"{name}.c"
     subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SHIM), "-ldl"], check=True
+        ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True
     )
-    added = {"LD_PRELOAD": str(library), "BAD_DISK": str(orders)}
-    os.environ.update(added)
+    environment["LD_PRELOAD"] = str(library)
+    os.environ.update(environment)
     try:
-        yield orders
+        yield
     finally:
-        orders.unlink(missing_ok=True)
-        for name in added:
-            del os.environ[name]
+        for one in environment:
+            del os.environ[one]
 
 
 @contextlib.contextmanager

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -10,9 +14,10 @@ from typing import Any, Final
 import msgpack  # type: ignore[import-untyped]  # ships no types
 import psutil  # type: ignore[import-untyped]  # ships no types
 
-from tests.chaos.catalogue import Tier, fault
+from tests.chaos.catalogue import CAN, Tier, fault
 from tests.chaos.own_tasks import End, end_of, events, submit, vouch
 from tests.chaos.rig import Rig
+from tests.chaos.storage import preloaded
 from tests.support.cluster import Node, wait_until
 from tests.support.history import Arrival
 from tests.support.hostile_site import HostileSite, Pieces, moved, page, status
@@ -22,6 +27,8 @@ MIB: Final = 1024 * 1024
 HOSTS_GROW_BYTES_MAX: Final = 150 * MIB
 # Between a request's leaving and its noted arrival lie the loops of host and site.
 JITTER_S: Final = 0.02
+
+CAN["openssl"] = lambda: shutil.which("openssl") is not None
 
 
 @contextlib.contextmanager
@@ -191,6 +198,29 @@ def odd_pauses(rig: Rig) -> None:
         assert 3_000_000 < max(waits) <= 3_600_000, "an hour at most, whatever they say"
 
 
+@fault(95, "a certificate of its own making, and a handshake that hangs", needs=("openssl",))
+def bad_tls(rig: Rig) -> None:
+    with HostileSite(tls=_own_certificate(rig)) as site, at_work(rig, task_timeout=4.0):
+        refused = crawl(rig, f"https://127.0.0.1:{site.port}/good")
+        assert "certificate" in fails_with(rig, refused, "certificate").error
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            url = f"https://127.0.0.1:{mute.getsockname()[1]}/"
+            fails_with(rig, crawl(rig, url), "no connection in time", "ran longer than")
+        assert site.arrivals == [], "nothing was asked for"
+
+
+@fault(96, "names that nobody knows, after six seconds each", needs=("gcc",))
+def slow_names(rig: Rig) -> None:
+    with HostileSite() as site, preloaded(rig, "slow_dns"), at_work(rig, task_timeout=20.0):
+        slow = [crawl(rig, f"http://{number}.slow.test/") for number in range(20)]
+        began = time.monotonic()
+        quick = [crawl(rig, f"http://quick.test:{site.port}/good")]
+        assert [skipped(rig, task_id) for task_id in quick] == [""]
+        assert time.monotonic() - began < 4, "it waited for the others"
+        for task_id in slow:
+            fails_with(rig, task_id, "Name or service not known", "name")
+
+
 @fault(97, "answers that are not HTTP, or only half of it")
 def broken_http(rig: Rig) -> None:
     names = ("short", "both", "length", "chunk", "long-header", "status", "noise", "reset")
@@ -258,6 +288,21 @@ def endless_site(rig: Rig) -> None:
         _until_pages(site, 61)
     pages = [path for path in site.paths if path.startswith("/calendar")]
     assert len(pages) == len(set(pages)) == 61, "depth is a bound, and no page comes twice"
+
+
+def _own_certificate(rig: Rig) -> ssl.SSLContext:
+    key, certificate = rig.folder / "tls.key", rig.folder / "tls.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+            "-subj", "/CN=evil.example", "-keyout", str(key), "-out", str(certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 def _steps(site: HostileSite) -> list[str]:

@@ -7,12 +7,13 @@ import gzip
 import os
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 # Nobody holds a connection for longer, whatever is asked; tests must end.
 PATIENCE_S: Final = 100.0
@@ -24,11 +25,17 @@ Pieces = Iterator[bytes | None]
 
 
 class HostileSite:
-    """Serves until closed. robots: what /robots.txt does; the other paths are in PAGES."""
+    """Serves until closed. robots: what /robots.txt does; the other paths are in PAGES.
 
-    def __init__(self, robots: Callable[[str], Pieces] | None = None) -> None:
+    tls: it speaks https with this.
+    """
+
+    def __init__(
+        self, robots: Callable[[str], Pieces] | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.arrivals: list[tuple[float, str]] = []
         self.robots = robots or _not_found
+        self.tls = tls
         self.stopping = threading.Event()
         self._server = _Server(("127.0.0.1", 0), self)
         self.port = int(self._server.server_address[1])
@@ -70,6 +77,13 @@ class _Server(socketserver.ThreadingTCPServer):
         super().__init__(address, _Handler)
         self.site = site
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        line, address = super().get_request()
+        if self.site.tls is not None:
+            # The handshake comes with the first read, in the connection's own thread.
+            line = self.site.tls.wrap_socket(line, server_side=True, do_handshake_on_connect=False)
+        return line, address
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A crawler that hangs up is none of our business."""
 
@@ -83,9 +97,12 @@ class _Handler(socketserver.BaseRequestHandler):
         line.settimeout(1.0)
         until = time.monotonic() + PATIENCE_S
         with contextlib.suppress(OSError):
-            asked = line.recv(65536)
+            asked = b""
             while b"\r\n\r\n" not in asked:
-                asked += line.recv(65536)
+                block = line.recv(65536)
+                if not block:
+                    return
+                asked += block
             path = asked.split(b" ")[1].decode("latin-1")
             site.arrivals.append((time.monotonic(), path))
             for piece in site.pieces_for(path):
