@@ -14,6 +14,7 @@ from random import Random
 
 import pytest
 from msgspec import Struct
+from sqlite_utils import Database
 
 from storage import recovery, schema
 from storage.database import open_writer
@@ -213,3 +214,40 @@ def test_a_newer_database_keeps_its_wal(left: Left, tmp_path: Path) -> None:
     found = _open(tmp_path, files)
 
     assert "is from a newer version" in str(found)
+
+
+def test_a_task_that_its_index_does_not_know_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "cluster.db"
+    open_writer(path).close()
+    with closing(sqlite3.connect(path)) as broken:
+        row = broken.execute("SELECT * FROM sqlite_schema WHERE name = 'tasks_ready'").fetchone()
+        broken.execute("PRAGMA writable_schema = ON")
+        broken.execute("DELETE FROM sqlite_schema WHERE name = 'tasks_ready'")
+        broken.commit()
+    with closing(sqlite3.connect(path)) as broken:
+        apply(Database(broken), Changes(new_tasks={TaskId(1): _task(1)}))
+        broken.execute("PRAGMA writable_schema = ON")
+        broken.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", row)
+        broken.commit()
+    folder = tmp_path / "looked_at"
+    folder.mkdir()
+
+    found = _open(folder, {"cluster.db": path.read_bytes()})
+
+    assert "tasks_ready" in str(found)
+
+
+def test_a_schema_that_is_no_text_is_refused(closed: Left, tmp_path: Path) -> None:
+    column = b"assigned_wall INTEGER NOT NULL"
+    broken = b"assigned_wal\xff".ljust(len(column))
+
+    found = _open(tmp_path, {"cluster.db": closed.files["cluster.db"].replace(column, broken)})
+
+    assert "its text cannot be read" in str(found)
+
+
+def test_a_master_begins_with_an_empty_wal(left: Left, tmp_path: Path) -> None:
+    _put(tmp_path, left.files)
+
+    with closing(open_writer(tmp_path / "cluster.db")):
+        assert (tmp_path / "cluster.db-wal").stat().st_size == 0
