@@ -21,6 +21,7 @@ from typing import Final
 from sqlite_utils import Database
 
 from storage import schema
+from storage.meta_dao import DATABASE_ID, MetaDAO
 from storage.probe import damaged, explain, is_made, probe_content, probe_file
 from storage.wal import probe_wal
 from zmqcluster.errors import StorageError
@@ -171,11 +172,27 @@ def _look_first(path: Path, durability: Durability) -> None:
     """Refuse what is not to be touched: whoever can write changes a file by closing it."""
     if not is_made(path):
         return
+    own_id = _id_without_wal(path)
     with closing(_connect(path, "ro")) as database:
         schema.require_known(database, path)
+        if own_id is not None and MetaDAO(database).read().get(DATABASE_ID) != own_id:
+            raise StorageError(
+                f"{path} has the -wal file of another database beside it: move that away, or "
+                "restore a backup"
+            )
         probe_content(database, path)
         if durability is Durability.FULL:
             probe_wal(path)
+
+
+def _id_without_wal(path: Path) -> int | None:
+    """What the file by itself says; None when that makes no sense, as in mid-checkpoint."""
+    with (
+        suppress(sqlite3.Error, UnicodeDecodeError),
+        closing(_connect(path, "ro&immutable=1")) as alone,
+    ):
+        return MetaDAO(alone).read().get(DATABASE_ID)
+    return None
 
 
 def _make_private(path: Path) -> None:

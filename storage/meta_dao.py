@@ -11,10 +11,12 @@ from storage.statements import MultiRow
 EPOCH: Final = "epoch"
 CLOCK_MS: Final = "clock_ms"
 WALL_MS: Final = "wall_ms"
+# Random, made once: tells this database's WAL from another's.
+DATABASE_ID: Final = "database_id"
 
 
 class MetaDAO(DAO):
-    """Named integers: epoch, clock_ms, wall_ms, and what pruned jobs had counted."""
+    """Named integers: epoch, clock_ms, wall_ms, database_id, and what pruned jobs had counted."""
 
     _WRITE: Final = MultiRow("INSERT OR REPLACE INTO meta (key, value) {}", 2)
     _ADD: Final = MultiRow(

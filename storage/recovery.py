@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 from msgspec import Struct
 from sqlite_utils import Database
 
@@ -9,7 +11,7 @@ from storage.access_dao import AccessDAO
 from storage.database import storage_errors, transaction
 from storage.device_dao import DeviceDAO
 from storage.job_dao import JobDAO
-from storage.meta_dao import CLOCK_MS, EPOCH, WALL_MS, MetaDAO
+from storage.meta_dao import CLOCK_MS, DATABASE_ID, EPOCH, WALL_MS, MetaDAO
 from storage.rate_key_dao import RateKeyDAO
 from storage.task_assignment_dao import TaskAssignmentDAO
 from storage.task_dao import TaskDAO
@@ -82,6 +84,11 @@ def begin_epoch(database: Database) -> int:
     """Commit that a new master lives, and return its number: each start has a higher one."""
     meta = MetaDAO(database)
     with transaction(database, "cannot save to the database"):
-        epoch = meta.read().get(EPOCH, 0) + 1
-        meta.write({EPOCH: epoch})
+        known = meta.read()
+        epoch = known.get(EPOCH, 0) + 1
+        meta.write({EPOCH: epoch, DATABASE_ID: known.get(DATABASE_ID, secrets.randbits(62))})
+    if DATABASE_ID not in known:
+        # It is of use only in the file itself.
+        with storage_errors("cannot save to the database"):
+            database.conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     return epoch

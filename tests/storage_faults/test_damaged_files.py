@@ -45,6 +45,7 @@ def _left(folder: Path) -> Left:
     wal = path.with_name("cluster.db-wal")
     with closing(open_writer(path, Durability.NORMAL)) as database:
         connection = database.conn
+        recovery.begin_epoch(database)
         apply(database, Changes(new_tasks={TaskId(i): _task(i) for i in range(1, 100)}))
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         states, ends = [content(database)], [0]
@@ -251,3 +252,13 @@ def test_a_master_begins_with_an_empty_wal(left: Left, tmp_path: Path) -> None:
 
     with closing(open_writer(tmp_path / "cluster.db")):
         assert (tmp_path / "cluster.db-wal").stat().st_size == 0
+
+
+def test_the_wal_of_another_database_is_refused(
+    left: Left, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    other = _left(tmp_path_factory.mktemp("other"))
+
+    found = _open(tmp_path, left.files | {"cluster.db-wal": other.files["cluster.db-wal"]})
+
+    assert "has the -wal file of another database beside it: move that away" in str(found)
