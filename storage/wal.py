@@ -18,6 +18,7 @@ from zmqcluster.errors import StorageError
 
 HEADER_BYTES: Final = 32
 FRAME_HEADER_BYTES: Final = 24
+SECTOR_BYTES: Final = 512
 # The last bit says in which byte order the checksums are.
 _MAGIC: Final = 0x377F0682
 _MAX_FRAME_AT: Final = 16
@@ -45,7 +46,9 @@ def probe_wal(path: Path) -> None:
             if frame[8:16] == header[16:24]:
                 if is_behind_commit:
                     _refuse(wal)
-                is_behind_commit = frame[4:8] != bytes(4)
+                # Torn between two sectors it has the new salt, and the rest of a former frame.
+                may_be_torn = at // SECTOR_BYTES != (at + 15) // SECTOR_BYTES
+                is_behind_commit = frame[4:8] != bytes(4) and not may_be_torn
             at += frame_bytes
 
 

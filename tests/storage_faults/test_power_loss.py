@@ -33,6 +33,15 @@ def test_power_loss_costs_nothing_that_was_acknowledged(tell: Tell) -> None:
     assert totals.verdicts == {Verdict.KEPT: 150}, totals.stories
 
 
+def test_a_frame_that_was_torn_between_two_sectors_is_no_damage(tell: Tell) -> None:
+    totals = Totals(FULL)
+
+    cut_power(FULL, images=200, commits=250, seed=647725, totals=totals)
+
+    tell(totals)
+    assert totals.verdicts == {Verdict.KEPT: 200}, totals.stories
+
+
 def test_power_loss_while_the_database_is_made_leaves_one_that_opens(tell: Tell) -> None:
     totals = Totals(FULL)
 
