@@ -104,7 +104,8 @@ class Soak:
             sampler.start()
             try:
                 self._fill_caches()
-                self.per_s = per_s or self._calibrate() / 2
+                able_per_s = self._calibrate()
+                self.per_s = per_s or able_per_s / 2
                 self._rest()
                 self._baseline = self._look_all()
                 with rig.load(BATCH / self.per_s) as load:
