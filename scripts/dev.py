@@ -135,6 +135,17 @@ def chaos(rest: list[str]) -> None:
     tool("python", "scripts/chaos.py", *(rest or ["all"]))
 
 
+def prove(_: list[str]) -> None:
+    """the whole proof: all tests, simulation, planted bugs, failing disks, real faults"""
+    setup([])
+    static()
+    tool("pytest")
+    tool("python", "scripts/simulate.py", "--ci")
+    tool("python", "scripts/mutants.py")
+    tool("python", "scripts/storage_faults.py")
+    tool("python", "scripts/chaos.py", "all")
+
+
 def ci(_: list[str]) -> None:
     """all but bench, cheapest first"""
     setup([])
@@ -163,6 +174,7 @@ VERBS = {
     "bench": bench,
     "demo": demo,
     "chaos": chaos,
+    "prove": prove,
     "ci": ci,
     "clean": clean,
 }

@@ -327,16 +327,16 @@ MUTANTS: Final = (
     # --- politeness ---------------------------------------------------------------------------
     Mutant(
         "key_open_after_restart",
-        _CORE + "backlog",
-        "        next_at_ms=state.now_ms + row.delay_ms,\n",
-        "        next_at_ms=state.now_ms,\n",
+        _CORE + "rates",
+        "            next_at_ms = max(next_at_ms, started_ms + row.delay_ms)\n",
+        "            next_at_ms = min(next_at_ms, started_ms)\n",
         "a site is hit too early after a restart",
     ),
     Mutant(
         "limits_not_on_disk",
-        _CORE + "intake",
-        "        state.changes.rate_keys[rate.name] = rate.row()\n",
-        "        pass\n",
+        _CORE + "state",
+        "        self._changes.rate_keys[rate.name] = rate.row(self.epoch, self.wall_ms)\n",
+        "",
         "a master that dies forgets the limits of a site",
     ),
     Mutant(
@@ -423,7 +423,7 @@ MUTANTS: Final = (
     Mutant(
         "delayed_task_forgotten",
         _CORE + "delays",
-        "        self.reached(entries[keep][0])\n",
+        "        self.reached(entries[count][0])\n",
         "",
         "a delayed task that left memory never comes back",
     ),
@@ -490,8 +490,8 @@ MUTANTS: Final = (
     Mutant(
         "ack_never",
         _CORE + "worker",
-        "        spooled = self._outbox.ack(message.refs)\n",
-        "        spooled = self._outbox.ack(message.refs[1:])\n",
+        "        spooled = self._outbox.ack(now_ms, message.refs)\n",
+        "        spooled = self._outbox.ack(now_ms, message.refs[1:])\n",
         "what is settled is sent for ever",
     ),
     Mutant(
@@ -505,11 +505,10 @@ MUTANTS: Final = (
     Mutant(
         "client_gives_up_on_lost_frames",
         _CORE + "client",
-        "        for request_id, question in list(self._asked.items()):\n"
-        "            if now_ms - question.asked_ms >= ANSWER_MS:",
-        "        for request_id, question in list(self._asked.items()):\n"
-        "            question.sent_ms = now_ms\n"
-        "            if now_ms - question.asked_ms >= ANSWER_MS:",
+        "                self._put(now_ms, question, effects)\n                continue\n",
+        "                question.again_ms = now_ms + ASK_AGAIN_MS\n"
+        "                repeats.append((question.again_ms, request_id))\n"
+        "                continue\n",
         "a request that gets lost is never answered",
     ),
     Mutant(
