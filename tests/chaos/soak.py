@@ -29,6 +29,7 @@ HALF_LIFE_S: Final = 60.0
 GROWTH_BYTES: Final = 8 * 1024 * 1024
 SETTLE_S: Final = 20.0
 TIMEOUT_S: Final = 3.0
+FILES_A_HOST: Final = 2
 FILL_BATCH: Final = 5_000
 # More than all caches of pages together (storage.database).
 FILL_BYTES: Final = (WRITER_CACHE_KIB + 2 * READER_CACHE_KIB) * 1024
@@ -36,7 +37,7 @@ SPOOL: Final = "/spool/"
 
 
 class Sample(Struct, frozen=True):
-    """One look at a process. at_s: since its start. descriptors: all but that of its spool."""
+    """One look at a process. at_s: since its start. descriptors: not those of spool and hosts."""
 
     at_s: float
     rss_bytes: int
@@ -351,7 +352,7 @@ def _look(life: Life) -> Sample | None:
             return Sample(
                 time.monotonic() - life.began_s,
                 process.memory_info().rss,
-                process.num_fds() - _spool_files(process),
+                process.num_fds() - _spool_files(process) - _host_files(process),
                 process.num_threads(),
             )
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -367,6 +368,12 @@ def _bytes_in(file: Path) -> int:
 def _spool_files(process: psutil.Process) -> int:
     """A worker opens the file of its spool when it first needs it, and keeps it: at most one."""
     return min(1, sum(SPOOL in one.path for one in process.open_files()))
+
+
+def _host_files(process: psutil.Process) -> int:
+    """Two each: a task that may have killed others gets a host of its own, and that one stays."""
+    wardens = process.children()
+    return FILES_A_HOST * sum(len(one.children()) for one in wardens)
 
 
 def _is_as(seen: Sample, wanted: Sample) -> bool:
