@@ -15,6 +15,7 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from tests.support.proxy import Proxy
 from zmqcluster.core.events import Principal
 from zmqcluster.errors import StartError
 from zmqcluster.model import FRAME_BYTES_MAX, DeviceId, Role
@@ -191,6 +192,26 @@ def test_refused_peer_gets_in_with_fresh_sockets_once_its_key_is_known(
     peer.recreate()
     peer.send(b"hello")
     master.until(lambda: master.frames() == [b"hello"])
+
+
+def test_connection_with_a_frame_that_cannot_be_opened_is_closed(
+    master: MasterBench, peers: Peers
+) -> None:
+    with Proxy(master.sockets.dispatch_port) as proxy:
+        peer = PeerSockets("127.0.0.1", proxy.port, 0, master.keys.public, master.worker_keys())
+        peer.send(b"before")
+        master.until(lambda: master.frames() == [b"before"])
+        proxy.weather.edit = lambda _, frame: [frame[:-1] + bytes([frame[-1] ^ 1])]
+
+        peer.send(b"spoiled")
+        master.until(lambda: len(master.lost) == 1)
+
+        proxy.clear()
+        # What leaves before the peer hears of it is lost with the old connection.
+        master.until(lambda: peer.send(b"after") and master.frames()[-1] == b"after")
+        peer.close()
+
+    assert b"spoiled" not in master.frames()
 
 
 @pytest.mark.parametrize("kind", [zmq.DEALER, zmq.REQ])

@@ -15,6 +15,8 @@ class Connections:
     """
 
     def __init__(self) -> None:
+        # Connections that closed before anything was heard through them.
+        self.unheard = 0
         self._open: set[int] = set()
         self._peer_at: dict[int, bytes] = {}
         self._lost: list[bytes] = []
@@ -29,6 +31,7 @@ class Connections:
         self._open.add(descriptor)
 
     def disconnected(self, descriptor: int) -> None:
+        self.unheard += descriptor in self._open and descriptor not in self._peer_at
         self._open.discard(descriptor)
         self._forget(descriptor)
 
