@@ -31,11 +31,6 @@ class Journal:
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
-    @property
-    def is_busy(self) -> bool:
-        """Is a batch under way whose end was not taken yet?"""
-        return self._busy
-
     def commit(self, changes: Changes) -> None:
         """Begin to write a batch. The caller changes nothing in it any more."""
         assert not self._busy, "one batch at a time"
