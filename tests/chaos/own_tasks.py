@@ -93,8 +93,13 @@ def events(rig: Rig, kind: str) -> int:
 
 
 def counted(rig: Rig, name: str) -> float:
-    """A counter of the running master, as /metrics shows it; 0 before it counted anything."""
-    with urlopen(f"http://127.0.0.1:{rig.cluster.port}/metrics", timeout=10) as answer:
+    """A counter of the running master; 0 before it counted anything."""
+    return measured(rig.cluster.port, f"zmqcluster_{name}_total")
+
+
+def measured(port: int, name: str, timeout_s: float = 10.0) -> float:
+    """A figure without labels of the master at this port, as /metrics shows it; 0 if not there."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=timeout_s) as answer:
         text = answer.read().decode()
-    found = re.search(rf"^zmqcluster_{name}_total ([\d.]+)$", text, re.M)
+    found = re.search(rf"^{name} ([\d.]+)$", text, re.M)
     return float(found[1]) if found else 0.0

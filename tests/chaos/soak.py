@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import statistics
 import threading
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil  # type: ignore[import-untyped]  # ships no types
 from msgspec import Struct, field
 
 from storage.database import READER_CACHE_KIB, WRITER_CACHE_KIB
+from tests.chaos.own_tasks import measured
 from tests.chaos.rig import BATCH, Load, Rig
 from tests.support.cluster import Node, family, freeze, thaw
 from tests.support.history import Answer, Submission
@@ -37,12 +40,16 @@ SPOOL: Final = "/spool/"
 
 
 class Sample(Struct, frozen=True):
-    """One look at a process. at_s: since its start. descriptors: not those of spool and hosts."""
+    """One look at a process. at_s: since its start. descriptors: not those of spool and hosts.
+
+    tasks: asyncio's, of a master that answers; a worker's agent has no event loop.
+    """
 
     at_s: float
     rss_bytes: int
     descriptors: int
     threads: int
+    tasks: int = 0
 
 
 class Life(Struct):
@@ -216,20 +223,31 @@ class Soak:
             for life in list(self.lives):
                 if sample := _look(life):
                     life.samples.append(sample)
+            # A poller that is answered late or not at all, too, must leave nothing behind.
+            with contextlib.suppress(OSError):
+                measured(self.rig.cluster.port, "zmqcluster_http_tasks", SAMPLE_S)
 
     def _look_all(self) -> dict[str, Sample]:
-        return {life.name: sample for life in self.lives if (sample := _look(life))}
+        return {life.name: sample for life in self.lives if (sample := self._look_at_rest(life))}
+
+    def _look_at_rest(self, life: Life) -> Sample | None:
+        """With the asyncio tasks, which only a master that answers can tell."""
+        sample = _look(life)
+        if sample is None or life.name != "master":
+            return sample
+        tasks = measured(self.rig.cluster.port, "zmqcluster_http_tasks")
+        return msgspec.structs.replace(sample, tasks=int(tasks))
 
     def _settled(self, life: Life) -> Sample | None:
         """Once it is as at the beginning, or as it is when that does not come."""
         wanted = self._baseline[life.name]
         deadline_s = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline_s:
-            seen = _look(life)
+            seen = self._look_at_rest(life)
             if seen is None or _is_as(seen, wanted):
                 return seen
             time.sleep(0.2)
-        return _look(life)
+        return self._look_at_rest(life)
 
     def _judge(self) -> None:
         try:
@@ -242,10 +260,7 @@ class Soak:
                 self.problems.append(f"{life.name} grew by {grown / 2**20:.1f} MiB")
             wanted, seen = self._baseline[life.name], life.at_rest
             if seen is not None and not _is_as(seen, wanted):
-                self.problems.append(
-                    f"{life.name} has {seen.descriptors} descriptors and {seen.threads} threads "
-                    f"at rest, and had {wanted.descriptors} and {wanted.threads}"
-                )
+                self.problems.append(f"{life.name} at rest: {_told(seen)}; before: {_told(wanted)}")
 
     # --- faults ---
 
@@ -377,4 +392,10 @@ def _host_files(process: psutil.Process) -> int:
 
 
 def _is_as(seen: Sample, wanted: Sample) -> bool:
-    return (seen.descriptors, seen.threads) == (wanted.descriptors, wanted.threads)
+    return _told(seen) == _told(wanted)
+
+
+def _told(sample: Sample) -> str:
+    """What must be the same at rest."""
+    counts = (sample.descriptors, sample.threads, sample.tasks)
+    return "{} descriptors, {} threads, {} asyncio tasks".format(*counts)

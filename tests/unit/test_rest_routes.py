@@ -419,6 +419,8 @@ def test_metrics_are_prometheus_text(rest: RestBench) -> None:
     assert samples["zmqcluster_odd_name_total"] == "1"
     assert samples['zmqcluster_http_requests_total{status="404"}'] == "1"
     assert float(samples["process_resident_memory_bytes"]) > 1e6
+    assert all(int(samples[f"process_{name}"]) > 0 for name in ("open_fds", "threads"))
+    assert int(samples["zmqcluster_http_tasks"]) > 0
     names = [name.partition("{")[0] for name in samples]
     assert all(name.replace("_", "").isalnum() for name in names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,10 @@ Sample = tuple[str, float]
 def metrics_text(
     overview: OverviewView, counters: Mapping[str, float], answered: Mapping[int, int]
 ) -> str:
-    """All metrics. counters: of the runtime; answered: HTTP requests by status."""
+    """All metrics. counters: of the runtime; answered: HTTP requests by status.
+
+    Called in the event loop of the REST service, whose asyncio tasks it counts.
+    """
     tasks = [(f'{{state="{name}"}}', value) for name, value in _fields(overview.tasks)]
     statuses = [(f'{{status="{status}"}}', answered[status]) for status in sorted(answered)]
     lines = [
@@ -34,6 +38,7 @@ def metrics_text(
         *_one("zmqcluster_epoch", "gauge", "Starts of the master so far.", overview.epoch),
         *_one("zmqcluster_uptime_seconds", "gauge", "Since the start.", overview.uptime_s),
         *_metric("zmqcluster_http_requests_total", "counter", "HTTP requests.", statuses),
+        *_one("zmqcluster_http_tasks", "gauge", "Asyncio tasks alive.", len(asyncio.all_tasks())),
     ]
     counted = {**overview.counters, **counters}
     for name in sorted(counted):
@@ -47,9 +52,12 @@ def _process() -> list[str]:
     process = psutil.Process(os.getpid())
     with process.oneshot():
         memory, cpu = process.memory_info().rss, process.cpu_times()
+        files, threads = process.num_fds(), process.num_threads()
     return [
         *_one("process_resident_memory_bytes", "gauge", "Memory in use.", memory),
         *_one("process_cpu_seconds_total", "counter", "CPU used.", cpu.user + cpu.system),
+        *_one("process_open_fds", "gauge", "Open file descriptors.", files),
+        *_one("process_threads", "gauge", "Threads.", threads),
     ]
 
 
