@@ -12,12 +12,14 @@ machine cannot inject is skipped and named. Exit codes: 0 all held, 1 something 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +45,8 @@ SPARK_COLUMNS: Final = 24
 # What a process takes while it starts would hide what it does later.
 START_S: Final = 15.0
 REFRESHES_PER_S: Final = 8
+# Faults are mostly waited for; more at once would take each other's share of the machine.
+JOBS: Final = min(2, len(os.sched_getaffinity(0)))
 # Enough of a failure to see what it is; the folder has the rest.
 PROBLEM_LINES: Final = 12
 
@@ -81,6 +85,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     soak_parser.add_argument(
         "--rate", type=float, default=0.0, help="tasks/s; default: half of what was measured"
     )
+    for one in (run_parser, all_parser):
+        one.add_argument("--jobs", type=int, default=JOBS, help=f"faults at once ({JOBS})")
     for one in (run_parser, all_parser, soak_parser):
         one.add_argument("--seed", type=int, default=1, help="of load and moments (1)")
         one.add_argument("--keep", action="store_true", help="keep the folders of those that held")
@@ -121,7 +127,7 @@ def of_tier(tier: Tier) -> list[Fault]:
     return [one for one in load_all().values() if one.tier in wanted]
 
 
-# --- one after the other --------------------------------------------------------------------------
+# --- some at once ---------------------------------------------------------------------------------
 
 
 class Run(Struct):
@@ -179,24 +185,33 @@ class View:
 
 def run(faults: list[Fault], args: argparse.Namespace) -> int:
     runs = [Run(one) for one in faults]
+    began_s = time.monotonic()
     view = View(runs)
-    with Live(view, console=console, refresh_per_second=REFRESHES_PER_S, transient=True) as live:
-        for one in runs:
-            inject(one, args)
+    with (
+        Live(view, console=console, refresh_per_second=REFRESHES_PER_S, transient=True) as live,
+        ThreadPoolExecutor(args.jobs) as pool,
+    ):
+        ends = [pool.submit(inject, one, args) for one in runs]
+        try:
             # On a terminal the view shows it; elsewhere each end is a line of the log.
-            if not console.is_terminal:
-                print(_line(one), flush=True)
+            for end in as_completed(ends):
+                if not console.is_terminal:
+                    print(_line(end.result()), flush=True)
+        except KeyboardInterrupt:
+            console.print("Stopping: what has begun ends first.")
+            pool.shutdown(cancel_futures=True)
+            raise
         live.update(Text(""))
     if console.is_terminal:
         console.print(View(runs)) if len(runs) < console.height else [print(_line(r)) for r in runs]
-    return sum_up(runs)
+    return sum_up(runs, time.monotonic() - began_s)
 
 
-def inject(one: Run, args: argparse.Namespace) -> None:
+def inject(one: Run, args: argparse.Namespace) -> Run:
     """Run it to its verdict."""
     if one.fault.missing:
         one.state = "skipped"
-        return
+        return one
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{one.fault.number}-"))
     one.state, one.began_s, one.folder = "running", time.monotonic(), str(folder)
     try:
@@ -211,9 +226,10 @@ def inject(one: Run, args: argparse.Namespace) -> None:
         one.verdict = one.rig.verdict
     if one.state == "held" and not args.keep:
         shutil.rmtree(folder, ignore_errors=True)
+    return one
 
 
-def sum_up(runs: list[Run]) -> int:
+def sum_up(runs: list[Run], took_s: float) -> int:
     states = {name: [one for one in runs if one.state == name] for name in MARKS}
     for one in states["skipped"]:
         console.print(
@@ -225,9 +241,10 @@ def sum_up(runs: list[Run]) -> int:
     done = [one.verdict for one in runs]
     console.print(
         f"\n{len(states['held'])} faults held, {len(states['broken'])} broken, "
-        f"{len(states['skipped'])} skipped in {sum(one.took_s for one in runs):.0f} s: "
+        f"{len(states['skipped'])} skipped in {took_s:.0f} s: "
         f"{sum(one.tasks for one in done)} tasks, {sum(one.starts for one in done)} runs and "
-        f"{sum(one.unknown for one in done)} unanswered requests judged"
+        f"{sum(one.unknown for one in done)} unanswered requests judged",
+        soft_wrap=True,
     )
     return 1 if states["broken"] else 0
 
@@ -308,7 +325,8 @@ def soak(args: argparse.Namespace) -> int:
     console.print(
         f"\n{len(one.strikes)} faults in {one.elapsed_s / 60:.1f} min at {one.per_s:.0f} tasks/s: "
         f"{verdict.tasks} tasks, {verdict.starts} runs and {verdict.unknown} unanswered requests "
-        f"judged, {len(one.problems)} problems"
+        f"judged, {len(one.problems)} problems",
+        soft_wrap=True,
     )
     if one.problems:
         console.print(f"Everything is in {folder}")

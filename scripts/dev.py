@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -26,6 +27,15 @@ CACHES = (
     ".import_linter_cache",
     "bench-results",
 )
+
+# Each ends with one line of totals, and fails when a promise was broken.
+PROOF = {
+    "tests": ("pytest",),
+    "simulation": ("python", "scripts/simulate.py", "--ci"),
+    "planted bugs": ("python", "scripts/mutants.py"),
+    "failing disks": ("python", "scripts/storage_faults.py"),
+    "real faults": ("python", "scripts/chaos.py", "all"),
+}
 
 FAST_TESTS = ["tests/unit", "tests/model", "tests/architecture"]
 SLOW_TESTS = ["tests/integration", "tests/acceptance"]
@@ -139,11 +149,17 @@ def prove(_: list[str]) -> None:
     """the whole proof: all tests, simulation, planted bugs, failing disks, real faults"""
     setup([])
     static()
-    tool("pytest")
-    tool("python", "scripts/simulate.py", "--ci")
-    tool("python", "scripts/mutants.py")
-    tool("python", "scripts/storage_faults.py")
-    tool("python", "scripts/chaos.py", "all")
+    began = time.monotonic()
+    parts = [part(name, *command) for name, command in PROOF.items()]
+    width = max(map(len, PROOF))
+    say("")
+    for each in parts:
+        mark = "holds " if each.code == 0 else "BROKEN"
+        say(f"{mark} {each.name:<{width}} {each.took_s:4.0f} s  {each.last}")
+    broken = sum(each.code != 0 for each in parts)
+    say(f"{len(parts)} parts, {broken} broken, in {(time.monotonic() - began) / 60:.1f} minutes")
+    if broken:
+        raise Failed(1)
 
 
 def ci(_: list[str]) -> None:
@@ -300,6 +316,37 @@ def step(name: str, *command: str) -> None:
         print(f"{name}: failed")
         raise Failed(1)
     say(f"{name:<8} {time.monotonic() - began:5.1f} s  {last}")
+
+
+class Part(NamedTuple):
+    """A part of the proof that ended. last: the last line it said, its totals."""
+
+    name: str
+    code: int
+    took_s: float
+    last: str
+
+
+def part(name: str, *command: str) -> Part:
+    """Run it to its end with its output as it comes."""
+    say(f"\n=== {name}")
+    began = time.monotonic()
+    process = subprocess.Popen(
+        tool_command(*command),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    last = ""
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    return Part(name, process.wait(), time.monotonic() - began, last.strip("= "))
 
 
 def tool(*command: str) -> None:

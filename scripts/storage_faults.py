@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from random import SystemRandom
 from typing import Final
@@ -44,22 +45,24 @@ def main() -> int:
         return 0
     print(f"seed {arguments.seed}", flush=True)
     began = time.monotonic()
-    problems = [*_power_loss(arguments.images, arguments.seed), *_failing_disk()]
+    tried = Counter[str]()
+    problems = [*_power_loss(arguments.images, arguments.seed, tried), *_failing_disk(tried)]
     print(*problems, sep="\n", end="\n" if problems else "")
-    print(f"{len(problems)} problems in {time.monotonic() - began:.0f} s")
+    told = ", ".join(f"{count:,} {what}" for what, count in tried.items())
+    print(f"{told}: {len(problems)} problems in {time.monotonic() - began:.0f} s")
     return 1 if problems else 0
 
 
-def _power_loss(count: int, seed: int) -> list[str]:
-    """What is wrong with the images; prints a line for each kind."""
+def _power_loss(count: int, seed: int, tried: Counter[str]) -> list[str]:
+    """What is wrong with the images; prints a line for each kind, and counts all."""
     full = images.Totals(Durability.FULL)
     for number, wanted in enumerate(_shares(count * 7 // 10, LIFE_IMAGES), start=seed):
         cut_power(full.durability, images=wanted, commits=LIFE_COMMITS, seed=number, totals=full)
-    _say("lives", full)
+    _say("lives", full, tried)
     making = images.Totals(Durability.FULL)
     for number, wanted in enumerate(_shares(count // 10, LIFE_IMAGES), start=seed):
         cut_power(making.durability, images=wanted, commits=2, seed=number, totals=making)
-    _say("while the database is made", making)
+    _say("while the database is made", making, tried)
     failing = images.Totals(Durability.FULL)
     for number, wanted in enumerate(_shares(count * 2 // 10, 10)):
         cut_power(
@@ -71,14 +74,14 @@ def _power_loss(count: int, seed: int) -> list[str]:
             failing_sync=MAKING_SYNCS + number % 40,
             kills=number % 4 > 0,
         )
-    _say("after a sync that failed", failing)
+    _say("after a sync that failed", failing, tried)
     normal, off = images.Totals(Durability.NORMAL), images.Totals(None)
     for control, percent in ((normal, NORMAL_PCT), (off, OFF_PCT)):
         wanted = count * percent // 100
         cut_power(
             control.durability, images=wanted, commits=LIFE_COMMITS, seed=seed, totals=control
         )
-        _say("control", control)
+        _say("control", control, tried)
     problems = [story for one in (full, making, failing) for story in one.stories]
     if not normal.verdicts[Verdict.LOST]:
         problems.append("the rig is broken: synchronous=normal lost nothing")
@@ -89,7 +92,7 @@ def _power_loss(count: int, seed: int) -> list[str]:
     return problems
 
 
-def _failing_disk() -> list[str]:
+def _failing_disk(tried: Counter[str]) -> list[str]:
     """What is wrong with how a master takes each failure; prints a line for each kind."""
     problems = list[str]()
     for trouble in sweep.TROUBLES:
@@ -97,7 +100,7 @@ def _failing_disk() -> list[str]:
             totals = sweep.Totals()
             with memory_folder() as folder:
                 sweep.sweep(folder, trouble, stays=stays, totals=totals)
-            _say(f"{trouble.name} {'for good' if stays else 'once'}", totals)
+            _say(f"{trouble.name} {'for good' if stays else 'once'}", totals, tried)
             problems += totals.stories
             if not totals.stopped:
                 problems.append(f"the rig is broken: nobody noticed {trouble.name}")
@@ -109,8 +112,9 @@ def _shares(count: int, most: int) -> list[int]:
     return [min(most, count - start) for start in range(0, count, most)]
 
 
-def _say(what: str, totals: object) -> None:
+def _say(what: str, totals: images.Totals | sweep.Totals, tried: Counter[str]) -> None:
     print(f"{what}: {totals}", flush=True)
+    tried.update(totals.tried)
 
 
 def _arguments() -> argparse.Namespace:

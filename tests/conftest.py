@@ -1,10 +1,12 @@
-"""Rules for every test: bounded hypothesis runs, and no thread may outlive the test it began in."""
+"""For every test: bounded hypothesis runs, no thread that outlives it, and totals at the end."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,6 +14,9 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.support.tiers import PROFILE
 
 THREAD_END_S = 3.0
+
+Tried = Callable[[Mapping[str, int]], None]
+_TRIED: Final = pytest.StashKey[Counter[str]]()
 
 # Deadlines measure this machine's load, not our code: pytest-timeout bounds the whole test.
 settings.register_profile(
@@ -41,3 +46,20 @@ def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
         if thread.is_alive() and not thread.daemon
     ]
     assert not left, f"{request.node.nodeid} left threads running: {left}"
+
+
+@pytest.fixture(scope="session")
+def tried(request: pytest.FixtureRequest) -> Tried:
+    """Call it with how much of what was tried; the totals are told at the end."""
+    counter = request.config.stash.setdefault(_TRIED, Counter())
+    return counter.update
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    totals: Counter[str] = config.stash.get(_TRIED, Counter())
+    if totals:
+        terminalreporter.write_line(
+            "tried: " + ", ".join(f"{totals[what]:,} {what}" for what in sorted(totals))
+        )

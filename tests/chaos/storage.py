@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -289,12 +288,12 @@ def preloaded(rig: Rig, name: str, **environment: str) -> Iterator[None]:
         ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True
     )
     environment["LD_PRELOAD"] = str(library)
-    os.environ.update(environment)
+    rig.cluster.environment.update(environment)
     try:
         yield
     finally:
         for one in environment:
-            del os.environ[one]
+            del rig.cluster.environment[one]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from random import SystemRandom
 
 import pytest
 
+from tests.conftest import Tried
 from tests.simulation.runs import Case, Failure, case_of, parse_numbers, run, with_words
 
 FIXED = range(1, 25)
@@ -17,16 +18,23 @@ EVENTS = 10_000
 SEEDS = Path(__file__).with_name("seeds.txt")
 
 
-def holds(case: Case) -> None:
+def holds(case: Case, tried: Tried) -> None:
     outcome = run(case)
     if isinstance(outcome, Failure):
         again = f"{case.options.told()}\nagain: {case.command}"
         pytest.fail(f"{again}\n{outcome.check}\n{outcome.text}", pytrace=False)
+    tried(
+        {
+            "simulated seeds": 1,
+            "simulated events": outcome.events,
+            "simulated faults": sum(outcome.faults.values()),
+        }
+    )
 
 
 @pytest.mark.parametrize("seed", FIXED)
-def test_fixed_seed_breaks_no_promise(seed: int) -> None:
-    holds(case_of(seed, EVENTS))
+def test_fixed_seed_breaks_no_promise(seed: int, tried: Tried) -> None:
+    holds(case_of(seed, EVENTS), tried)
 
 
 def kept() -> list[Case]:
@@ -41,12 +49,12 @@ def kept() -> list[Case]:
 
 
 @pytest.mark.parametrize("case", kept(), ids=lambda case: str(case.options.seed))
-def test_what_once_failed_holds(case: Case) -> None:
-    holds(case)
+def test_what_once_failed_holds(case: Case, tried: Tried) -> None:
+    holds(case, tried)
 
 
-def test_fresh_seed_breaks_no_promise() -> None:
-    holds(case_of(SystemRandom().randrange(10**9), EVENTS))
+def test_fresh_seed_breaks_no_promise(tried: Tried) -> None:
+    holds(case_of(SystemRandom().randrange(10**9), EVENTS), tried)
 
 
 def test_a_run_is_told_by_what_makes_it_again() -> None:

@@ -7,16 +7,24 @@ from typing import Final
 
 import pytest
 
-Tell = Callable[[object], None]
+from tests.conftest import Tried
+from tests.storage_faults import images, sweep
+
+Tell = Callable[[images.Totals | sweep.Totals], None]
 
 _TOLD: Final = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Tell:
+def tell(request: pytest.FixtureRequest, tried: Tried) -> Tell:
     """Call it with totals."""
     told = request.config.stash.setdefault(_TOLD, [])
-    return lambda totals: told.append(str(totals))
+
+    def note(totals: images.Totals | sweep.Totals) -> None:
+        told.append(str(totals))
+        tried(totals.tried)
+
+    return note
 
 
 def pytest_terminal_summary(

@@ -57,6 +57,10 @@ class Totals(Struct):
     def images(self) -> int:
         return self.verdicts.total()
 
+    @property
+    def tried(self) -> dict[str, int]:
+        return {"power-loss images": self.images}
+
     def __str__(self) -> str:
         found = ", ".join(f"{self.verdicts[one]} {one}" for one in Verdict)
         rate = self.images / self.seconds if self.seconds else 0.0

@@ -98,6 +98,10 @@ class Totals(Struct):
     stopped: int = 0
     stories: list[str] = field(default_factory=list)
 
+    @property
+    def tried(self) -> dict[str, int]:
+        return {"failed disk operations": self.operations}
+
     def __str__(self) -> str:
         return (
             f"failing disk: {self.operations} operations failed one by one, {self.stopped} of "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import json
 import os
 import signal
@@ -11,9 +11,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil  # type: ignore[import-untyped]  # ships no types
@@ -26,18 +28,32 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 30.0
 
 
+# Below what systems give to outgoing connections; processes begin far apart.
+_FIRST_PORT, _PORTS = 21_000, 11_000
+_next_port = itertools.count(os.getpid() * 97)
+_choosing = threading.Lock()
+
+
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that are free right now."""
-    for base in range(21_000 + os.getpid() % 5_000, 32_000, count):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(base, base + count):
-                    listener = stack.enter_context(socket.socket())
-                    listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return base
+    """The first of `count` neighbouring ports that are free, and not those of an earlier call.
+
+    Whoever asked before may not listen yet, or not at the moment.
+    """
+    with _choosing:
+        for _ in range(_PORTS // count):
+            ports = [_FIRST_PORT + next(_next_port) % _PORTS for _ in range(count)]
+            if ports[-1] - ports[0] == count - 1 and all(map(_is_free, ports)):
+                return ports[0]
     raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout_s: float = START_S) -> T:
@@ -54,10 +70,16 @@ class Node:
     """One process of the cluster, in a process group of its own; its log goes to a file.
 
     prefix: a command that becomes ours (`env`, `nsenter`), so that the pid is the node's own.
+    environment: added to this process's own.
     """
 
     def __init__(
-        self, verb: str, log: Path, arguments: list[str], prefix: tuple[str, ...] = ()
+        self,
+        verb: str,
+        log: Path,
+        arguments: list[str],
+        prefix: tuple[str, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.verb = verb
         self.log = log
@@ -71,7 +93,7 @@ class Node:
                 stderr=stream,
                 start_new_session=True,
                 # With an empty entry, a stray module of the test's folder would be importable.
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             )
 
     @property
@@ -126,6 +148,8 @@ class Cluster:
         self.port = free_ports(3)
         self.config = {"executors": ["tests.support.accept_tasks"], **config}
         self.nodes: list[Node] = []
+        # Of all nodes that are started from now on.
+        self.environment: dict[str, str] = {}
         self._logs = 0
 
     def start_master(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Node:
@@ -185,7 +209,8 @@ class Cluster:
         config = self.folder / "config.json"
         config.write_text(json.dumps(self.config))
         flags = ["--config", str(config), "--data-dir", str(self.data_dir), *arguments]
-        node = Node(verb, self.folder / f"{self._logs}-{verb}.log", flags, prefix)
+        log = self.folder / f"{self._logs}-{verb}.log"
+        node = Node(verb, log, flags, prefix, self.environment)
         self.nodes.append(node)
         return node
 

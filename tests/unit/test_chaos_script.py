@@ -21,7 +21,7 @@ def nothing(_: Rig) -> None:
     pass
 
 
-ARGS = argparse.Namespace(seed=1, keep=False)
+ARGS = argparse.Namespace(seed=1, keep=False, jobs=2)
 
 
 def fault(number: int, inject: object = nothing, needs: tuple[str, ...] = ()) -> Fault:
