@@ -11,7 +11,6 @@ import itertools
 import os
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from tests.support.cluster import wait_until
@@ -33,12 +32,7 @@ class Group:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

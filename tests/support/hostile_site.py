@@ -12,7 +12,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Final, Self
 
 # Nobody holds a connection for longer, whatever is asked; tests must end.
@@ -46,12 +45,7 @@ class HostileSite:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stopping.set()
         self._server.shutdown()
         self._server.server_close()

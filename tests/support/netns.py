@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 _NUMBERS: Final = itertools.count()
@@ -38,12 +37,7 @@ class Cable:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -128,12 +122,7 @@ class Names:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder)
 
     def say(self, name: str, address: str) -> None:

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from random import Random
-from types import TracebackType
 from typing import Any, Final, Self
 
 from msgspec import Struct, field
@@ -86,12 +85,7 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from random import Random
-from types import TracebackType
 from typing import Final, Self
 
 import zmq
@@ -100,12 +99,7 @@ class RawDevices:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
