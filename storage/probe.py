@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -79,6 +80,9 @@ def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
     """One clause for people: what is wrong, and what to do."""
     if isinstance(error, PermissionError):
         return f"permission denied: make {_folder(path)} writable, or use another data_dir"
+    if isinstance(error, OSError) and error.errno in _AS_SQLITE:
+        # What the system says of a file that we read or write ourselves.
+        return _WORDS[_AS_SQLITE[error.errno]].format(folder=_folder(path), error=error.strerror)
     if isinstance(error, OSError):
         return f"{(error.strerror or str(error)).lower()}: check {_folder(path)}"
     name = getattr(error, "sqlite_errorname", "")
@@ -88,6 +92,7 @@ def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
     return str(error)
 
 
+_AS_SQLITE: Final = {errno.EIO: "SQLITE_IOERR", errno.ENOSPC: "SQLITE_FULL"}
 _WORDS: Final = {
     "SQLITE_BUSY": "another process holds it locked: stop the other master or tool that uses it",
     "SQLITE_LOCKED": "another process holds it locked: stop the other master or tool that uses it",

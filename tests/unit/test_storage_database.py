@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -288,3 +289,15 @@ def test_a_tool_that_looks_in_and_goes_takes_no_log_away_from_the_writer(tmp_pat
 
             assert looked.stdout.split() == [str(number).encode()]
             assert bench.path.with_name("cluster.db-wal").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EIO, "the disk failed"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "make /data writable"),
+    ],
+)
+def test_what_the_system_says_reads_like_what_sqlite_says(number: int, words: str) -> None:
+    assert words in probe.explain(OSError(number, os.strerror(number)), Path("/data/cluster.db"))
