@@ -97,7 +97,7 @@ def half_open(rig: Rig) -> None:
     rig.cluster.start_worker("--master-host", cable.near)
     wait_until(lambda: len(rig.starts_of(run.task_id)) == 2, "its task runs elsewhere")
     took_s = rig.starts_of(run.task_id)[1] - cut
-    rig.cluster.ask(lambda client: client.cancel([run.task_id]))
+    rig.cancel(run.task_id)
     rig.step("waiting for the kernel to give up")
     wait_until(
         lambda: _connections(master) <= before + 2,
@@ -228,7 +228,7 @@ def no_hints(rig: Rig) -> None:
         rig.flows(load)
         [run] = rig.running("trace_sync", seconds=600.0)
         cancelled = time.monotonic()
-        rig.cluster.ask(lambda client: client.cancel([run.task_id]))
+        rig.cancel(run.task_id)
         rig.cluster.wait_state(run.task_id, "cancelled")
         took_s = time.monotonic() - cancelled
         rig.flows(load)

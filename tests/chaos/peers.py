@@ -24,7 +24,7 @@ from tests.chaos.catalogue import Tier, fault
 from tests.chaos.own_tasks import counted, end_of, events, has_begun, submit
 from tests.chaos.rig import Load, Rig
 from tests.support.cluster import wait_until
-from tests.support.history import Answer, Cancel, Submission
+from tests.support.history import Answer, Cancel, Submission, Told
 from tests.support.raw_peer import (
     COMMAND,
     GREETING,
@@ -640,7 +640,8 @@ def _round_trip_s(rig: Rig) -> float:
             began = time.monotonic()
             task_id = await client.submit("trace", {"path": str(rig.trace)})
             rig.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
-            await client.wait([task_id], timeout_s=20)
+            [end] = await client.wait([task_id], timeout_s=20)
+            rig.extra.told.append(Told(task_id, end.state))
             times.append(time.monotonic() - began)
         return sorted(times)
 

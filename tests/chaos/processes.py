@@ -268,7 +268,7 @@ def drained(rig: Rig) -> None:
         victim.process.wait(10)
         took_s = time.monotonic() - began
         task_id = rig.extra.submissions[-1].task_ids[0]
-        rig.cluster.ask(lambda client: client.cancel([task_id]))
+        rig.cancel(task_id)
         rig.cluster.start_worker()
         rig.flows(load)
     rig.judge()

@@ -12,12 +12,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, Self, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from tests.support.cluster import Cluster, trace_lines, wait_until
 from tests.support.history import (
     Answer,
     Cancel,
+    End,
+    FinalAttempt,
+    FinalJob,
     FinalTask,
     History,
     Start,
@@ -52,6 +56,7 @@ class Load:
         self._cluster = cluster
         self._trace = trace
         self._rng = Random(seed)
+        self._seed, self._made = seed, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load")
         self._thread.start()
@@ -71,14 +76,17 @@ class Load:
         while not self._stop.is_set():
             specs = [self._spec() for _ in range(BATCH)]
             keys = tuple(one.unique_key for one in specs)
+            marks = tuple(one.data for one in specs)
             try:
                 answer = await client.submit_many(specs, watch=False)
             except RequestRefused:
-                self.submissions.append(Submission(Answer.FAIL, keys))
+                self.submissions.append(Submission(Answer.FAIL, keys, marks=marks))
             except MasterUnreachable:
-                self.submissions.append(Submission(Answer.UNKNOWN, keys))
+                self.submissions.append(Submission(Answer.UNKNOWN, keys, marks=marks))
             else:
-                self.submissions.append(Submission(Answer.OK, keys, answer.task_ids, answer.job_id))
+                self.submissions.append(
+                    Submission(Answer.OK, keys, answer.task_ids, answer.job_id, marks)
+                )
                 await self._cancel_one(client, answer.task_ids)
             await asyncio.sleep(self.pause_s)
 
@@ -96,9 +104,11 @@ class Load:
         rng = self._rng
         kind = rng.choices(["trace", "trace_sync"], [8, 2])[0]
         seconds = rng.choice([0.0, 0.0, 0.01, 0.1, 0.5])
+        # No two alike, so that a task that is made twice shows.
+        self._made += 1
         return task(
             kind,
-            {"path": str(self._trace), "seconds": seconds},
+            {"path": str(self._trace), "seconds": seconds, "note": f"{self._seed} {self._made}"},
             max_retry_count=20,
             unique_key=f"k{rng.randrange(500)}" if rng.random() < 0.2 else "",
         )
@@ -211,6 +221,11 @@ class Rig:
         self.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
         return task_id
 
+    def cancel(self, task_id: int) -> None:
+        """Want it to end; the judge knows of it."""
+        changed = self.cluster.ask(lambda client: client.cancel([task_id]))
+        self.extra.cancels.append(Cancel(Answer.OK, changed.task_ids))
+
     def history(self) -> History:
         """All that was seen from outside."""
         return History(
@@ -219,9 +234,14 @@ class Rig:
             ],
             cancels=[*self.extra.cancels, *(one for load in self.loads for one in load.cancels)],
             starts=[
-                Start(int(words[1]), int(words[2]), words[3])
-                for words in trace_lines(self.trace, "start")
+                Start(int(words[1]), int(words[2])) for words in trace_lines(self.trace, "start")
             ],
+            # What a tracing task returns is the number of its attempt.
+            ends=[
+                End(int(words[1]), int(words[2]), msgspec.msgpack.encode(int(words[2])))
+                for words in trace_lines(self.trace, "end")
+            ],
+            told=self.extra.told,
             arrivals=self.extra.arrivals,
         )  # fmt: skip
 
@@ -232,15 +252,31 @@ class Rig:
             tasks={
                 row[0]: FinalTask(*row[1:])
                 for row in rows(
-                    "SELECT task_id, state, attempt, job_id, parent_id, unique_key FROM tasks"
+                    "SELECT task_id, state, attempt, job_id, parent_id, unique_key, device_id, "
+                    "coalesce(tasks.task_data, task_bodies.task_data), result "
+                    "FROM tasks LEFT JOIN task_bodies USING (task_id)"
                 )
             },
             attempts={
-                (task_id, attempt): outcome
-                for task_id, attempt, outcome in rows(
-                    "SELECT task_id, attempt, outcome FROM task_assignments"
+                (task_id, attempt): FinalAttempt(*more)
+                for task_id, attempt, *more in rows(
+                    "SELECT task_id, attempt, outcome, device_id FROM task_assignments"
                 )
             },
+            jobs={
+                job_id: FinalJob(*more)
+                for job_id, *more in rows(
+                    "SELECT job_id, state, pending, running, completed, failed, cancelled, dead "
+                    "FROM jobs"
+                )
+            },
+            keys={
+                (job_id, key_hash): task_id
+                for job_id, key_hash, task_id in rows(
+                    "SELECT job_id, key_hash, task_id FROM unique_keys"
+                )
+            },
+            events=set(rows("SELECT task_id, attempt FROM events WHERE kind GLOB 'task_*'")),
         )
 
     def judge(self, delays_ms: dict[str, float] | None = None) -> None:
@@ -256,4 +292,4 @@ class Rig:
             unknown=sum(one.answer is Answer.UNKNOWN for one in history.submissions),
             problems=len(found),
         )
-        assert not found, "\n".join(found[:20])
+        assert not found, "\n".join(map(str, found[:20]))

@@ -19,7 +19,7 @@ from storage.database import READER_CACHE_KIB, WRITER_CACHE_KIB
 from tests.chaos.own_tasks import measured
 from tests.chaos.rig import BATCH, Load, Rig
 from tests.support.cluster import Node, family, freeze, thaw
-from tests.support.history import Answer, Submission
+from tests.support.history import Answer, Cancel, Submission
 from tests.support.proxy import Proxy, Way
 from zmqcluster.client import DistributionClient, task
 
@@ -175,6 +175,7 @@ class Soak:
         self.rig.extra.submissions.append(
             Submission(Answer.OK, ("",) * len(ids), tuple(ids), job_id)
         )
+        self.rig.extra.cancels.append(Cancel(Answer.OK, (), job_id))
         self.rig.rests()
 
     def _calibrate(self) -> float:

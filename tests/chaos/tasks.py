@@ -17,7 +17,6 @@ from tests.chaos.rig import Load, Rig
 from tests.chaos.storage import small_disk
 from tests.support import wild_tasks
 from tests.support.cluster import Node, wait_until
-from zmqcluster.client import DistributionClient
 
 MIB = 1024 * 1024
 # A part of what a task may leave in the agent: its own bookkeeping, and a tail of output.
@@ -81,7 +80,7 @@ def deaf_tasks(rig: Rig) -> None:
             assert end_of(rig, late).outcomes[-1] == "timed_out"
             unwanted = submit_wild(rig, name, timeout_s=60.0)
             pid = has_begun(rig, unwanted)
-            _cancel(rig, unwanted)
+            rig.cancel(unwanted)
             end = end_of(rig, unwanted)
             assert end.state == "cancelled", end
             assert not _lives(pid), "cancelled means that the process is gone"
@@ -261,13 +260,6 @@ def _is_one_outcome(end: End) -> bool:
     """Completed in time, or not: never both, never neither. What waited for a host came back."""
     last = {"completed": "completed", "failed": "timed_out"}.get(end.state)
     return end.outcomes[-1] == last and set(end.outcomes[:-1]) <= {"returned"}
-
-
-def _cancel(rig: Rig, task_id: int) -> None:
-    async def work(client: DistributionClient) -> None:
-        await client.cancel([task_id])
-
-    rig.cluster.ask(work)
 
 
 def _below(rig: Rig) -> list[psutil.Process]:

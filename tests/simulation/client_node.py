@@ -29,6 +29,7 @@ from zmqcluster.messages import (
     Changed,
     ClientMessage,
     DrainDevice,
+    Refused,
     RetryTasks,
     RevokeDevice,
     SetStrategy,
@@ -130,8 +131,9 @@ class ClientNode:
     def retry_something(self) -> None:
         if self.ended:
             chosen = self.world.chance.choice(sorted(self.ended))
-            self.cluster.oracle.retry_asked([chosen])
-            self._ask(RetryTasks(self.core.new_request_id(), (chosen,)))
+            message = RetryTasks(self.core.new_request_id(), (chosen,))
+            self.cluster.oracle.retry_asked(message)
+            self._ask(message)
 
     def drain_something(self) -> None:
         rng = self.world.chance
@@ -181,6 +183,8 @@ class ClientNode:
 
     def _ask(self, message: ClientMessage) -> None:
         self._asked[message.request_id] = message
+        if isinstance(message, Submit):
+            self.cluster.oracle.submit_asked(message)
         self._feed(Ask(message))
 
     # --- links ----------------------------------------------------------------------------------
@@ -253,6 +257,8 @@ class ClientNode:
             case RevokeDevice(), Changed():
                 oracle.revoke_acked(DeviceId(asked.device_id))
             case RetryTasks(), _:
-                oracle.retry_answered(asked.task_ids)
+                oracle.retry_answered(asked)
+            case ((Submit() | CancelTasks()), Refused()):
+                oracle.refused(asked)
             case _:
                 pass

@@ -107,6 +107,8 @@ def check_of(error: BaseException) -> str:
     while len(places) > 1 and places[-1][1] in ("fail", "_fail"):
         places.pop()
     name, function = places[-1]
+    if isinstance(error, Violation) and error.promise:
+        name, function = "history.py", error.promise
     return f"{type(error).__name__} in {name}, {function}()"
 
 

@@ -143,7 +143,12 @@ class Replay:
             self.disk.apply(batch)
             self._is_landed = True
 
+    def judge(self) -> None:
+        """What was asked and answered so far, held against the disk."""
+        self._oracle.judge_history()
+
     def play(self, ops: Iterable[MasterOp]) -> None:
+        """All of it, and the verdict."""
         for op in ops:
             match op:
                 case Boot(wall_ms):
@@ -152,6 +157,7 @@ class Replay:
                     self.turn(now_ms, *events)
                 case Landed():
                     self.landed()
+        self.judge()
 
     def _with_facts(self, event: Event) -> Event:
         if not isinstance(event, MessageReceived):
@@ -166,9 +172,9 @@ class Replay:
                     self._oracle.cancel_asked(message)
                 is_new = self._asked.setdefault(message.request_id, message) is message
                 if isinstance(message, RetryTasks) and is_new:
-                    self._oracle.retry_asked(
-                        one for one in message.task_ids if TaskId(one) in self.disk.tasks
-                    )
+                    self._oracle.retry_asked(message)
+                elif isinstance(message, Submit) and is_new:
+                    self._oracle.submit_asked(message)
         facts = self.disk.facts(self._core.wants(message))
         return MessageReceived(event.peer, event.principal, message, facts)
 
@@ -202,7 +208,7 @@ class Replay:
                     case CancelTasks() as asked, Changed() as changed:
                         self._oracle.cancel_acked(asked, changed.task_ids)
                     case RetryTasks() as asked, Changed():
-                        self._oracle.retry_answered(asked.task_ids)
+                        self._oracle.retry_answered(asked)
 
 
 def replay_worker(tape: WorkerTape) -> None:
@@ -228,6 +234,7 @@ def master_test(name: str, why: str, settings: Settings, ops: Sequence[MasterOp]
                 lines.append(written.call("master.turn", now_ms, *events))
             case Landed():
                 lines.append("master.landed()")
+    lines.append("master.judge()")
     written.imports.setdefault("tests.simulation.tape", set()).add("Replay")
     return written.file(name, why, lines)
 

@@ -303,7 +303,7 @@ class WorkerNode:
             self._end(going, TaskResult(order.task_id, order.attempt, Outcome.RETURNED))
             return
         going.began = True
-        self.cluster.oracle.began(self.name, order)
+        self.cluster.oracle.began(self.name, self.principal.device_id, order)
         self._report(ProgressNote(order.task_id, order.attempt, 0.0, "begun"))
         if not self._is_current(boot, going):
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 from random import Random
 from typing import Final
 
@@ -148,8 +147,3 @@ def _success(order: TaskOrder, options: Options, runs_ms: int) -> TaskResult:
 
 def pack(value: object) -> bytes:
     return bytes(msgpack.packb(value))
-
-
-def fingerprint(spec: TaskSpec) -> bytes:
-    """What must stay of a submission, whatever happens."""
-    return blake2b(repr((spec.task_type, spec.data, spec.priority)).encode()).digest()

@@ -53,7 +53,11 @@ class Alarm:
 
 
 class Violation(AssertionError):
-    """A promise was broken. Its text is the story."""
+    """A promise was broken. Its text is the story. promise: the rule, when a history shows it."""
+
+    def __init__(self, text: str, promise: str = "") -> None:
+        super().__init__(text)
+        self.promise = promise
 
 
 class World:

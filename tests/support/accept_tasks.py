@@ -32,7 +32,7 @@ def _trace(path: str, *words: object) -> None:
 async def trace(context: TaskContext, path: Path, seconds: float = 0.0, note: str = "") -> int:
     """Say "start", wait, say "end"; lines are: word, task, attempt, pid, monotonic time.
 
-    note: only takes room.
+    note: only takes room, or tells tasks apart.
     """
     note_start(path, context)
     await asyncio.sleep(seconds)
@@ -41,7 +41,7 @@ async def trace(context: TaskContext, path: Path, seconds: float = 0.0, note: st
 
 
 @task("trace_sync")
-def trace_sync(context: TaskContext, path: Path, seconds: float = 0.0) -> int:
+def trace_sync(context: TaskContext, path: Path, seconds: float = 0.0, note: str = "") -> int:
     """The same in a host process of its own."""
     note_start(path, context)
     time.sleep(seconds)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from random import Random
 
+from tests.support.history import Final, FinalAttempt, FinalJob, FinalTask, kept_problems
 from tests.support.naive_store import NaiveStore, lane_of
 from zmqcluster.core.master import MasterCore, Wants
 from zmqcluster.core.rows import TaskRow
@@ -12,17 +12,39 @@ from zmqcluster.core.state import MasterState
 from zmqcluster.model import NO_JOB, JobState, TaskState
 
 _IN_FLIGHT = (TaskState.ASSIGNED, TaskState.RUNNING)
-_COUNTED = {TaskState.ASSIGNED: "running"}
+
+
+def final_of(store: NaiveStore) -> Final:
+    """What a checker of histories wants to know of it."""
+    return Final(
+        tasks={
+            task_id: FinalTask(
+                one.state, one.attempt, one.job_id, one.parent_id, one.unique_key, one.device_id,
+                one.task_data, one.result,
+            )
+            for task_id, one in store.tasks.items()
+        },
+        attempts={
+            key: FinalAttempt(one.outcome, one.device_id) for key, one in store.assignments.items()
+        },
+        jobs={
+            job_id: FinalJob(
+                one.state, one.pending, one.running,
+                one.completed, one.failed, one.cancelled, one.dead,
+            )
+            for job_id, one in store.jobs.items()
+        },
+        keys={key: task_id for key, task_id in store.unique_keys.items()},
+        events={
+            (one.task_id, one.attempt) for one in store.events if one.kind.startswith("task_")
+        },
+    )  # fmt: skip
 
 
 def audit_store(store: NaiveStore) -> None:
     """At any commit boundary: exact counts, one holder a key, a whole history of attempts."""
-    _audit_jobs(store)
-    _audit_attempts(store)
-    keys = [(one.job_id, one.unique_key) for one in store.tasks.values() if one.unique_key]
-    assert len(keys) == len(set(keys)), "two tasks have the same unique key"
-    assert len(store.unique_keys) == len(keys)
-    assert set(store.unique_keys.values()) <= set(store.tasks)
+    found = kept_problems(final_of(store))
+    assert not found, str(found[0])
 
 
 def audit_live(state: MasterState, store: NaiveStore) -> None:
@@ -68,40 +90,6 @@ def audit_recovery(core: MasterCore, store: NaiveStore) -> None:
         assert rate.closed_until_ms == other.closed_until_ms
         assert rate.running == other.running
         assert not rate.delay_ms or other.next_at_ms > live.now_ms, "a delayed key starts shut"
-
-
-def _audit_jobs(store: NaiveStore) -> None:
-    counts: Counter[tuple[int, str]] = Counter()
-    for task in store.tasks.values():
-        counts[task.job_id, _COUNTED.get(task.state, str(task.state))] += 1
-    for job in store.jobs.values():
-        for name in ("pending", "running", "completed", "failed", "cancelled", "dead"):
-            said, found = getattr(job, name), counts[job.job_id, name]
-            assert said == found, f"job {job.job_id} says {said} {name}, there are {found}"
-        is_open = bool(job.pending or job.running)
-        if job.job_id != NO_JOB and is_open:
-            assert job.state is not JobState.FINISHED
-        elif job.job_id != NO_JOB and (job.completed or job.failed or job.cancelled or job.dead):
-            assert job.state is not JobState.ACTIVE, job
-
-
-def _audit_attempts(store: NaiveStore) -> None:
-    """Attempts are numbered from 1 without a gap; only the current one may be open."""
-    attempts: Counter[int] = Counter()
-    completed: Counter[int] = Counter()
-    for (task_id, attempt), row in store.assignments.items():
-        task = store.tasks[task_id]
-        attempts[task_id] += 1
-        assert attempt <= task.attempt
-        is_open = attempt == task.attempt and task.state in _IN_FLIGHT
-        assert (row.outcome == "") == is_open, (task, row)
-        assert not is_open or row.device_id == task.device_id
-        completed[task_id] += row.outcome == "completed"
-    for task in store.tasks.values():
-        assert attempts[task.task_id] == task.attempt, task
-        assert completed[task.task_id] <= 1, "two completions were accepted"
-        if task.state is TaskState.COMPLETED:
-            assert completed[task.task_id] == 1
 
 
 def _is_reachable(state: MasterState, task: TaskRow) -> bool:
