@@ -275,8 +275,9 @@ class MasterNode:
     def _release(self) -> bool:
         """Do what is on disk. False: a crash in the middle left the rest undone."""
         world = self.world
+        rate = world.options.commit_crashes / 4
         for action in self._pipeline.take():
-            if world.roll("commit_crashes", world.options.commit_crashes / 4):
+            if rate and world.roll("commit_crashes", rate):
                 self.crash()
                 return False
             match action:

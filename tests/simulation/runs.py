@@ -74,9 +74,16 @@ def run(
 
     prepare: called with the cluster before anything has happened. keeps_tape: see tape.py.
     """
+    with _without_collector():
+        return _run(case, prepare, keeps_tape=keeps_tape)
+
+
+def _run(
+    case: Case, prepare: Callable[[SimCluster], object] | None, *, keeps_tape: bool
+) -> Report | Failure:
     cluster: SimCluster | None = None
     try:
-        with _bounded(RUN_S + case.events // EVENTS_A_SECOND), _without_collector():
+        with _bounded(RUN_S + case.events // EVENTS_A_SECOND):
             cluster = SimCluster(case.options, case.left_out, keeps_tape=keeps_tape)
             if prepare is not None:
                 prepare(cluster)
@@ -157,12 +164,17 @@ def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """A run makes few cycles, and looking for them all the time takes a tenth of it."""
-    gc.collect()
+    """A run makes few cycles, and looking for them all the time takes a tenth of it.
+
+    Afterwards only what it made is looked through: not, for each run, everything there is.
+    """
+    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
+        gc.collect()
+        gc.unfreeze()
         gc.enable()
 
 

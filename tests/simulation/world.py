@@ -11,6 +11,9 @@ from typing import Any, Final
 
 from tests.simulation.options import Options
 
+# Something to do, and what with.
+Thing = tuple[Callable[..., object], tuple[Any, ...]]
+
 WALL_AT_ZERO: Final = 1_700_000_000_000
 NEVER: Final = 1 << 60
 _TRACED: Final = 60
@@ -61,7 +64,7 @@ class Violation(AssertionError):
 
 
 class World:
-    """One run: a heap of things to happen, in order of time and of their making.
+    """One run: an agenda of things to happen, in order of time and of their making.
 
     rng draws what the world is like, chance what goes wrong in it. left_out: numbers of faults
     that are not injected in this run, though chance drew them. events: things that happened: a
@@ -86,8 +89,11 @@ class World:
         self.left_out = left_out
         self.trace: deque[tuple[Any, ...]] = deque(maxlen=_TRACED)
         self._digest = blake2b(digest_size=16)
-        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._serial = 0
+        # What is left of the moment that is now; what happens at each moment from now on (ms), and
+        # the moments to come, as a heap.
+        self._left: deque[Thing] = deque()
+        self._agenda = {0: self._left}
+        self._moments: list[int] = []
 
     @property
     def wall_ms(self) -> int:
@@ -100,25 +106,38 @@ class World:
 
     def at(self, delay_ms: int, do: Callable[..., object], *args: Any) -> None:
         """Call do(*args) delay_ms from now."""
-        self._serial = serial = self._serial + 1
-        heappush(self._heap, (self.now_ms + delay_ms, serial, do, args))
+        due_ms = self.now_ms + delay_ms
+        things = self._agenda.get(due_ms)
+        if things is None:
+            self._agenda[due_ms] = things = deque()
+            heappush(self._moments, due_ms)
+        things.append((do, args))
 
     def step(self) -> bool:
         """The next thing happens. False: nothing ever will."""
-        if not self._heap:
-            return False
-        self.now_ms, _, do, args = heappop(self._heap)
+        if not self._left:
+            if not self._moments:
+                return False
+            self._pass_on()
+        do, args = self._left.popleft()
         self.events += 1
         do(*args)
         return True
 
     def run(self, events: int) -> None:
         """Until so many have happened."""
-        heap = self._heap
         while self.events < events:
-            self.now_ms, _, do, args = heappop(heap)
+            if not self._left:
+                self._pass_on()
+            do, args = self._left.popleft()
             self.events += 1
             do(*args)
+
+    def _pass_on(self) -> None:
+        """Time passes, until there is something to do."""
+        self._agenda.pop(self.now_ms, None)
+        self.now_ms = heappop(self._moments)
+        self._left = self._agenda[self.now_ms]
 
     def note(self, what: str, *more: Any, data: bytes = b"") -> None:
         """Part of the trace; data: what was said, for the digest."""

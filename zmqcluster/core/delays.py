@@ -78,6 +78,8 @@ class Delays:
 
     def is_due(self, now_ms: int) -> bool:
         """Has the moment of any task in here come?"""
+        if not self._heap or self._heap[0][0] > now_ms:
+            return False
         self._drop_moved()
         return bool(self._heap) and self._heap[0][0] <= now_ms
 
@@ -86,6 +88,7 @@ class Delays:
 
         What is due already waits for room, and the database for room or an answer: not for time.
         """
+        self._drop_moved()
         if self.is_due(now_ms):
             return None
         soonest = self._heap[0][0] if self._heap else _NEVER_MS

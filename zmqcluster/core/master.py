@@ -87,6 +87,9 @@ class Wants(Struct):
         return not (self.request_id or self.keys or self.tasks or self.jobs or self.rates)
 
 
+_NOTHING: Final = Wants()
+
+
 class MasterCore:
     """The master's decisions. Not thread-safe: one loop owns it.
 
@@ -135,8 +138,10 @@ class MasterCore:
         state = self._state
         if state.delays.is_due(state.now_ms) and state.queue.has_room:
             return state.now_ms
-        moments = (state.timers.next_ms(), state.delays.next_ms(state.now_ms))
-        return min((one for one in moments if one is not None), default=None)
+        timer_ms, delay_ms = state.timers.next_ms(), state.delays.next_ms(state.now_ms)
+        if timer_ms is None or delay_ms is None:
+            return delay_ms if timer_ms is None else timer_ms
+        return min(timer_ms, delay_ms)
 
     def wants(self, message: Inbound) -> Wants:
         """What to look up for this message; most need nothing."""
@@ -178,7 +183,7 @@ class MasterCore:
                     rates=self._unknown_rates(self._known_tasks(task_ids)),
                 )
             case _:
-                return Wants()
+                return _NOTHING
 
     def jobs_of(self, facts: Facts) -> tuple[JobId, ...]:
         """Jobs that the tasks of these facts belong to and that are not in memory."""

@@ -35,6 +35,8 @@ class Timers:
 
     def pop_due(self, now_ms: int) -> str | None:
         """The next name whose moment has come, or None."""
+        if not self._heap or self._heap[0][0] > now_ms:
+            return None
         self._drop_moved()
         if not self._heap or self._heap[0][0] > now_ms:
             return None

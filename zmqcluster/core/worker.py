@@ -158,8 +158,7 @@ class WorkerCore:
         """When handle() wants to be called again though nothing happens."""
         if self.is_stopped:
             return now_ms + IDLE_MS
-        dues = [
-            now_ms + IDLE_MS,
+        dues: list[int | None] = [
             self._session.due_ms(),
             self._queue.window_due_ms(),
             self._outbox.spool_due_ms(),
@@ -174,7 +173,11 @@ class WorkerCore:
             dues.append(self._news.due_ms())
             if self._offer() != self._told:
                 dues.append(self._told_ms + TELL_MS_MIN)
-        return min(due for due in dues if due is not None)
+        soonest_ms = now_ms + IDLE_MS
+        for due_ms in dues:
+            if due_ms is not None and due_ms < soonest_ms:
+                soonest_ms = due_ms
+        return soonest_ms
 
     # --- taking in -------------------------------------------------------------------------------
 
