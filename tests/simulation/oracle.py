@@ -238,6 +238,8 @@ class Oracle:
         self._resumed_ms: dict[DeviceId, int] = {}
         self._leases = Leases()
         self._closures = Closures()
+        # Attempts that were given up and came back, and the turn in which they did.
+        self._adopted: dict[Key, int] = {}
         # Of this turn: who greeted, and what they listed of what they hold.
         self._greeted: set[DeviceId] = set()
         self._listed: set[Key] = set()
@@ -288,6 +290,8 @@ class Oracle:
                 name, _, told = event.detail.partition(" for ")
                 until_ms = now_ms + int(told.split()[0])
                 self._closures.learned.append((self._turns, name, until_ms))
+            elif event.kind == "attempt_adopted":
+                self._adopted[event.task_id, event.attempt] = self._turns
             elif event.kind == "device_online":
                 self._open_sessions(welcomed, DeviceId(event.device_id))
             elif event.kind == "mass_loss_brake":
@@ -566,8 +570,14 @@ class Oracle:
                 f"{row.rate_key} was hit by {worker} (attempt {key}) {gap_ms} ms after "
                 f"{origin.last_by}: its delay is {options.delay_ms} ms"
             )
-        # Of a worker that was given up, nobody knows whether its requests are still open.
-        still_open = [one for one in origin.open if self._is_believed(one)]
+        # Of a worker that was given up, nobody knows whether its requests are still open; if it
+        # comes back with them, that was not known of what was handed out before.
+        decided = self._closures.decided.get(key, 0)
+        still_open = [
+            one
+            for one in origin.open
+            if self._is_believed(one) and self._adopted.get(one, 0) <= decided
+        ]
         if options.concurrency and len(still_open) >= options.concurrency:
             self.fail(
                 f"{row.rate_key} has {still_open} open, and {worker} begins {key}: "
