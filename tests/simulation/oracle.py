@@ -520,6 +520,8 @@ class Oracle:
             acked = self.cancelled.get(task_id)
             if acked is not None and number > acked:
                 self.fail(f"attempt {number} of {_story(task)} began after its cancel was acked")
+            if task.job_id in self.cancelled_jobs:
+                self.fail(f"attempt {number} of {_story(task)} began in a job cancelled before")
         elif former.device_id != attempt.device_id:
             self.fail(f"attempt {number} of {_story(task)} changed hands")
         elif former.outcome == "completed" and attempt.outcome != "completed":

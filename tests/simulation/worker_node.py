@@ -34,6 +34,7 @@ from zmqcluster.core.worker_events import (
     WorkerSettings,
 )
 from zmqcluster.messages import (
+    Assign,
     AttemptRef,
     Heartbeat,
     Hello,
@@ -45,6 +46,7 @@ from zmqcluster.messages import (
     TaskOrder,
     TaskResult,
     TypeOffer,
+    Welcome,
 )
 from zmqcluster.model import DeviceId, Outcome, Pool, Role
 
@@ -64,6 +66,42 @@ class Going(Struct):
     number: int
     result: TaskResult | None
     began: bool = False
+
+
+class Arrivals:
+    """Which orders this process has read, when, and which came behind later ones of their session.
+
+    Whatever is in doubt (is there a session?) is decided for the worker.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = self._seq = 0
+        self._read_ms: dict[Key, int] = {}
+        self._overtaken: set[Key] = set()
+
+    def read(self, now_ms: int, event: WorkerEvent) -> None:
+        """The core is given this."""
+        match event:
+            case FromMaster(Welcome() as welcome):
+                self._epoch, self._seq = max(self._epoch, welcome.epoch), 0
+            case FromMaster(Assign() as assign) if assign.epoch >= self._epoch:
+                keys = [(one.task_id, one.attempt) for one in assign.orders]
+                if assign.seq > self._seq:
+                    self._seq = assign.seq
+                    self._read_ms.update(dict.fromkeys(keys, now_ms))
+                    self._overtaken.difference_update(keys)
+                else:
+                    self._overtaken.update(one for one in keys if one not in self._read_ms)
+
+    def problem(self, now_ms: int, order: TaskOrder) -> str:
+        """Why this order must not be carried out now; empty: it may be."""
+        key = (order.task_id, order.attempt)
+        if key in self._overtaken:
+            return "a later assign of its session came before it"
+        waited_ms = now_ms - self._read_ms.get(key, now_ms)
+        if order.start_within_ms and waited_ms > order.start_within_ms:
+            return f"it waited {waited_ms} ms of {order.start_within_ms}"
+        return ""
 
 
 class WorkerNode:
@@ -105,6 +143,7 @@ class WorkerNode:
         # Ends that this process knows of, and when it learned of them, until they are settled.
         self._unsettled: dict[Key, int] = dict.fromkeys(self.spool, self.world.now_ms)
         self._resumed_ms = 0
+        self._arrivals = Arrivals()
         self._pending: list[WorkerEvent] = []
         self._alarm = Alarm(self.world, self._feed)
         settings = WorkerSettings(
@@ -224,6 +263,8 @@ class WorkerNode:
         if self._pending:
             events = (*self._pending, *events)
             self._pending = []
+        for event in events:
+            self._arrivals.read(self.now_ms, event)
         if self._tape is not None:
             self._tape.turns.append(Woken(self.now_ms, events))
         for effect in self.core.handle(self.now_ms, *events):
@@ -286,6 +327,11 @@ class WorkerNode:
         world, key = self.world, (order.task_id, order.attempt)
         if self._is_draining:
             self.cluster.oracle.fail(f"{self.name} was told to drain, and starts {key}")
+        problem = self._arrivals.problem(self.now_ms, order)
+        if problem:
+            self.cluster.oracle.fail(f"{self.name} starts {key}, and {problem}")
+        if order.start_within_ms and self.link is None:
+            self.cluster.oracle.fail(f"{self.name} starts {key}, and has no connection")
         run = run_of(order, world.options, world.rng, is_faulty=world.is_faulty)
         self._runs += 1
         going = self._going[key] = Going(order, self._runs, run.result)
