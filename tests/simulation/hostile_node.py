@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.simulation.links import Link
+from tests.simulation.oracle import TERMINAL
 from zmqcluster import codec
 from zmqcluster.core.events import Principal
 from zmqcluster.messages import (
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 # Nobody submits this, so that it never holds anything for real.
 TASK_TYPE = "mischief"
 EVERY_MS = 50
+# So many tasks are looked at until one is worth a lie: what nobody ran or what has ended is not.
+_LOOKS = 10
 _NEARLY = (-1, 0, 0, 0, 1)
 _OUTCOMES = tuple(Outcome)
 
@@ -92,11 +95,15 @@ class HostileNode:
         return TaskResult(*_pair(ref), outcome, b"evil", children=children, records=records)
 
     def _ref(self) -> AttemptRef:
-        """A task that exists, mostly, and an attempt near its own."""
+        """A task that was tried and is open, mostly, and an attempt near its own."""
         rng = self.world.chance
         tasks = self.cluster.master.disk.tasks
-        task_id = 1 + int(rng.random() * (len(tasks) + 3))
-        row = tasks.get(task_id)  # type: ignore[call-overload]  # a number like any other
+        row = None
+        for _ in range(_LOOKS):
+            task_id = 1 + int(rng.random() * (len(tasks) + 3))
+            row = tasks.get(task_id)  # type: ignore[call-overload]  # a number like any other
+            if row is not None and row.attempt and row.state not in TERMINAL:
+                break
         attempt = (row.attempt if row else 1) + _NEARLY[int(rng.random() * 5)]
         return AttemptRef(task_id, max(1, attempt))
 

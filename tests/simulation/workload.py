@@ -7,6 +7,7 @@ from random import Random
 from typing import Final
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
+import msgspec
 from msgspec import Struct
 
 from tests.simulation.options import Options
@@ -119,14 +120,21 @@ def run_of(order: TaskOrder, options: Options, rng: Random, *, is_faulty: bool) 
             return Run(begins_ms, runs_ms, TaskResult(*key, Outcome.DIED, error="killed"))
         roll -= options.task_deaths
         if roll < options.task_failures:
-            return Run(begins_ms, runs_ms, _failure(key, rng))
+            return Run(begins_ms, runs_ms, _failure(order, options, runs_ms, rng))
     return Run(begins_ms, runs_ms, _success(order, options, runs_ms))
 
 
-def _failure(key: tuple[int, int], rng: Random) -> TaskResult:
+def _failure(order: TaskOrder, options: Options, runs_ms: int, rng: Random) -> TaskResult:
+    """It goes wrong in the end: what it had found by then must not count."""
     outcome = rng.choices([Outcome.FAILED, Outcome.RETRY, Outcome.REJECTED], [6, 3, 1])[0]
     retry_after_ms = rng.randrange(2_000) if outcome is Outcome.RETRY else 0
-    return TaskResult(*key, outcome, error="it went wrong", retry_after_ms=retry_after_ms)
+    return msgspec.structs.replace(
+        _success(order, options, runs_ms),
+        outcome=outcome,
+        result=b"",
+        error="it went wrong",
+        retry_after_ms=retry_after_ms,
+    )
 
 
 def _success(order: TaskOrder, options: Options, runs_ms: int) -> TaskResult:
