@@ -20,6 +20,7 @@ MUTANTS: Final = (
         "!= device.device_id:",
         "if flight is None or flight.device_id != device.device_id:",
         "the end of a superseded attempt counts for the current one",
+        ("devices=1",),
     ),
     Mutant(
         "anybody_may_end_it",
@@ -35,6 +36,7 @@ MUTANTS: Final = (
         "        and task.device_id == device.device_id\n        and task.given_up",
         "        and task.given_up",
         "the late end of a device that never held the attempt counts",
+        ("hostile=1",),
     ),
     Mutant(
         "salvage_twice",
@@ -236,8 +238,10 @@ MUTANTS: Final = (
         (
             "master_crashes_every_ms=2400",
             "cancels_every_ms=600",
+            "retries_every_ms=0",
             "hostile=0",
             "commit_crashes=0.01",
+            "slow_commits=0.2",
         ),
     ),
     Mutant(
@@ -246,6 +250,7 @@ MUTANTS: Final = (
         "            if state.job(task.job_id).state is JobState.CANCELLED:\n",
         "            if False:\n",
         "tasks of a cancelled job still start",
+        ("cancels_every_ms=600", "retries_every_ms=0", "slow_commits=0.2"),
     ),
     Mutant(
         "cancel_said_once",
@@ -352,6 +357,7 @@ MUTANTS: Final = (
         "max(self.next_at_ms, now_ms + start_within_ms + self.delay_ms)",
         "self.next_at_ms",
         "a lost attempt hits the site beside the next one",
+        ("slow_commits=0.3", "duplicates=0.2", "breaks_every_ms=1500", "delay_ms=500", "hostile=0"),
     ),
     Mutant(
         "concurrency_ignored",
@@ -373,14 +379,7 @@ MUTANTS: Final = (
         "            if work is not None and work.phase == QUEUED:\n                refs.append",
         "            if False:\n                refs.append",
         "an order that waited too long still hits the site",
-        (
-            "slots=1",
-            "delay_ms=500",
-            "concurrency=0",
-            "pages=40",
-            "hostile=0",
-            "breaks_every_ms=1500",
-        ),
+        ("slots=1", "task_hangs=0.2", "delay_ms=0", "concurrency=1"),
     ),
     # --- the backlog --------------------------------------------------------------------------
     Mutant(
@@ -462,7 +461,6 @@ MUTANTS: Final = (
         "        is_past = message.epoch < session.epoch or message.seq <= session.assign_seq\n",
         "        is_past = message.epoch < session.epoch\n",
         "an order the master has given up is carried out",
-        ("reorder=0.2", "slow_links=0.05", "delay_ms=100", "hostile=0"),
     ),
     Mutant(
         "result_dropped_before_ack",
