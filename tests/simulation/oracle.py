@@ -58,7 +58,6 @@ Key = tuple[int, int]
 IN_FLIGHT: Final = (TaskState.ASSIGNED, TaskState.RUNNING)
 TERMINAL: Final = (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.DEAD)
 _FAILING: Final = ("failed", "retry", "timed_out", "rejected")
-_DEADLY: Final = ("died", "device_lost")
 DEATHS_MAX: Final = 3
 
 # Audits that cost as much as everything there is.
@@ -238,6 +237,10 @@ class Oracle:
         self._resumed_ms: dict[DeviceId, int] = {}
         self._leases = Leases()
         self._closures = Closures()
+        # Before when a task must not run, as its client said (wall clock), by its data; and before
+        # when not again, as its last run said.
+        self._not_before: dict[bytes, int] = {}
+        self._not_again: dict[Key, int] = {}
         # Attempts that were given up and came back, and the turn in which they did.
         self._adopted: dict[Key, int] = {}
         # Of this turn: who greeted, and what they listed of what they hold.
@@ -280,11 +283,7 @@ class Oracle:
                 # ours does that (CURVE numbers its frames), and all it costs is another attempt.
                 continue
             elif key in self._listed and row.outcome in ("dispatch_lost", "device_lost"):
-                # Lost by an older word of this turn, and wanted by nobody any more: that is fine.
-                task = changes.tasks[row.task_id]
-                is_wanted = task.state is not TaskState.CANCELLED
-                if is_wanted and task.job_id not in self._jobs_cancelled:
-                    self.fail(f"attempt {key} is listed in a Hello and is taken for {row.outcome}")
+                self._check_listed(changes, row)
         for event in changes.events:
             if event.kind == "rate_key_closed":
                 name, _, told = event.detail.partition(" for ")
@@ -301,6 +300,20 @@ class Oracle:
             elif event.kind == "device_offline":
                 self._leases.close(DeviceId(event.device_id), now_ms)
         self._open_sessions(welcomed)
+
+    def _check_listed(self, changes: Changes, row: AssignmentRow) -> None:
+        """A device said in its Hello of this turn that it has this attempt, which ends as lost."""
+        # Lost by an older word of this turn, and wanted by nobody any more: that is fine.
+        task = changes.tasks[row.task_id]
+        is_wanted = task.state is not TaskState.CANCELLED
+        is_wanted = is_wanted and task.job_id not in self._jobs_cancelled
+        is_revoked = any(
+            event.kind == "key_revoked" and event.device_id == row.device_id
+            for event in changes.events
+        )
+        if is_wanted and not is_revoked:
+            key = (row.task_id, row.attempt)
+            self.fail(f"attempt {key} is listed in a Hello and is taken for {row.outcome}")
 
     def turn_over(self) -> None:
         """The next turn has other messages."""
@@ -441,7 +454,7 @@ class Oracle:
         if task.state is TaskState.COMPLETED and former.state is not TaskState.COMPLETED:
             self._check_completed(disk, batch, task)
         elif task.state is TaskState.DEAD and former.state is not TaskState.DEAD:
-            deaths = self._outcomes(disk, batch, task, _DEADLY)
+            deaths = self._deaths(disk, batch, task)
             if deaths < DEATHS_MAX:
                 self.fail(f"{_story(task)} after {deaths} deaths")
         elif task.state is TaskState.CANCELLED and former.state is not TaskState.CANCELLED:
@@ -493,7 +506,7 @@ class Oracle:
         failures = self._outcomes(disk, batch, task, _FAILING)
         if failures > task.max_retry_count:
             self.fail(f"{_story(task)} after {failures} failures: it is tried once too often")
-        deaths = self._outcomes(disk, batch, task, ("died",))
+        deaths = self._deaths(disk, batch, task)
         if deaths >= DEATHS_MAX:
             self.fail(f"{_story(task)} after {deaths} deaths: it is tried once too often")
 
@@ -517,6 +530,7 @@ class Oracle:
                 self.fail(f"attempt {number} of {_story(task)} began after its device was drained")
             if attempt.device_id in self.revoked:
                 self.fail(f"attempt {number} of {_story(task)} began after its device lost its key")
+            self._check_moment(disk, batch, task, number)
             acked = self.cancelled.get(task_id)
             if acked is not None and number > acked:
                 self.fail(f"attempt {number} of {_story(task)} began after its cancel was acked")
@@ -527,20 +541,45 @@ class Oracle:
         elif former.outcome == "completed" and attempt.outcome != "completed":
             self.fail(f"attempt {number} of {_story(task)} had completed, now {attempt.outcome!r}")
 
+    def _check_moment(self, disk: NaiveStore, batch: Changes, task: TaskRow, number: int) -> None:
+        """Nothing is handed out before its time."""
+        world = self.world
+        if world.options.wall_steps_every_ms:
+            # Schedules follow the wall clock; so does the master's own while it is down.
+            return
+        early_ms = self._not_before.get(task.task_data, 0) - world.wall_ms
+        if early_ms > 0:
+            self.fail(f"attempt {number} of {_story(task)} is out {early_ms} ms before its moment")
+        before = (task.task_id, number - 1)
+        former = batch.assignments.get(before) or disk.assignments.get(before)
+        early_ms = self._not_again.get(before, 0) - world.now_ms
+        is_own_word = former is not None and former.outcome == Outcome.RETRY
+        if is_own_word and early_ms > 0 and self._first_attempt.get(task.task_id, 1) < number:
+            self.fail(f"attempt {number} of {_story(task)} is out {early_ms} ms before its retry")
+
     def _outcomes(
         self, disk: NaiveStore, batch: Changes, task: TaskRow, wanted: tuple[str, ...]
     ) -> int:
         """How many attempts of this life of the task ended so."""
-        found = 0
+        return sum(row.outcome in wanted for row in self._attempts(disk, batch, task))
+
+    def _deaths(self, disk: NaiveStore, batch: Changes, task: TaskRow) -> int:
+        """How many attempts of this life died, alone or (as far as was known) with their device."""
+        return sum(
+            row.outcome == "died" or (row.outcome == "device_lost" and row.started_wall > 0)
+            for row in self._attempts(disk, batch, task)
+        )
+
+    def _attempts(self, disk: NaiveStore, batch: Changes, task: TaskRow) -> Iterator[AssignmentRow]:
         for number in range(self._first_attempt.get(task.task_id, 1), task.attempt + 1):
             key = (task.task_id, number)
             row = batch.assignments.get(key) or disk.assignments.get(key)
-            found += row is not None and row.outcome in wanted
-        return found
+            if row is not None:
+                yield row
 
     # --- workers --------------------------------------------------------------------------------
 
-    def ordered(self, worker: str, order: TaskOrder) -> None:
+    def ordered(self, worker: str, order: TaskOrder, *, has_label: bool) -> None:
         """A worker gave this to its hosts."""
         key = (order.task_id, order.attempt)
         if key in self._ordered:
@@ -549,6 +588,9 @@ class Oracle:
         row = self.disk.assignments.get((TaskId(order.task_id), order.attempt))
         if row is None:
             self.fail(f"attempt {key} runs on {worker}, and no disk knows of it")
+        labels = self.disk.tasks[TaskId(order.task_id)].labels
+        if labels and not has_label:
+            self.fail(f"attempt {key} wants a device with {labels}, and runs on {worker}")
         self.world.note("runs", worker, key)
 
     def began(self, worker: str, device_id: DeviceId, order: TaskOrder) -> None:
@@ -595,6 +637,8 @@ class Oracle:
         if key in self._ends:
             self.fail(f"attempt {key} ended twice")
         self._ends[key] = result
+        if result.retry_after_ms:
+            self._not_again[key] = self.world.now_ms + result.retry_after_ms
         self._leave(order)
 
     def assume_ended(self, worker: str, result: TaskResult) -> None:
@@ -626,8 +670,11 @@ class Oracle:
     # --- clients --------------------------------------------------------------------------------
 
     def submit_asked(self, asked: Submit) -> None:
-        """A client wants these tasks."""
+        """A client wants these to be carried out, some of them not at once."""
         self.seen.submits[asked.request_id] = asked
+        for spec in asked.tasks:
+            if spec.not_before_ms:
+                self._not_before[spec.data] = spec.not_before_ms
 
     def refused(self, asked: ClientMessage) -> None:
         """A client was told that nothing comes of this."""

@@ -37,6 +37,7 @@ from zmqcluster.messages import (
     Assign,
     AttemptRef,
     Heartbeat,
+    HeartbeatAck,
     Hello,
     PoolOffer,
     ProgressNote,
@@ -69,12 +70,16 @@ class Going(Struct):
 
 
 class Arrivals:
-    """Which orders this process has read, when, and which came behind later ones of their session.
+    """Which orders this process has read, when, which came behind later ones of their session, and
+    until when it may begin any.
 
     Whatever is in doubt (is there a session?) is decided for the worker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lease_ms: int) -> None:
+        self._lease_ms = lease_ms
+        # The latest moment at which the master may yet count this process alive.
+        self._alive_until_ms = 0
         self._epoch = self._seq = 0
         self._read_ms: dict[Key, int] = {}
         self._overtaken: set[Key] = set()
@@ -84,6 +89,9 @@ class Arrivals:
         match event:
             case FromMaster(Welcome() as welcome):
                 self._epoch, self._seq = max(self._epoch, welcome.epoch), 0
+                self._alive_until_ms = max(self._alive_until_ms, now_ms + self._lease_ms)
+            case FromMaster(HeartbeatAck() as ack):
+                self._alive_until_ms = max(self._alive_until_ms, ack.sent_ms + self._lease_ms)
             case FromMaster(Assign() as assign) if assign.epoch >= self._epoch:
                 keys = [(one.task_id, one.attempt) for one in assign.orders]
                 if assign.seq > self._seq:
@@ -98,6 +106,8 @@ class Arrivals:
         key = (order.task_id, order.attempt)
         if key in self._overtaken:
             return "a later assign of its session came before it"
+        if now_ms > self._alive_until_ms:
+            return f"its lease was over {now_ms - self._alive_until_ms} ms ago"
         waited_ms = now_ms - self._read_ms.get(key, now_ms)
         if order.start_within_ms and waited_ms > order.start_within_ms:
             return f"it waited {waited_ms} ms of {order.start_within_ms}"
@@ -116,6 +126,8 @@ class WorkerNode:
         self.is_up = False
         self.is_gone = False
         self.has_label = has_label
+        slots = world.options.slots
+        self._slots = {Pool.ASYNC: 2 * slots, Pool.SYNC: slots}
         self._skew_ms = 1_000 + world.rng.randrange(1_000_000)
         drift = world.options.clock_drift_ppm
         self._drift_ppm = world.rng.randint(-drift, drift)
@@ -143,7 +155,7 @@ class WorkerNode:
         # Ends that this process knows of, and when it learned of them, until they are settled.
         self._unsettled: dict[Key, int] = dict.fromkeys(self.spool, self.world.now_ms)
         self._resumed_ms = 0
-        self._arrivals = Arrivals()
+        self._arrivals = Arrivals(options.timeout_ms)
         self._pending: list[WorkerEvent] = []
         self._alarm = Alarm(self.world, self._feed)
         settings = WorkerSettings(
@@ -151,7 +163,7 @@ class WorkerNode:
             boot_id=f"{self.name}-{self._boots}".encode().ljust(16, b".")[:16],
             name=self.name,
             task_types=tuple(TypeOffer(name, pool) for name, pool in POOL_OF.items()),
-            pools=(PoolOffer(Pool.ASYNC, 2 * options.slots), PoolOffer(Pool.SYNC, options.slots)),
+            pools=tuple(PoolOffer(pool, slots) for pool, slots in self._slots.items()),
             labels=(LABEL,) if self.has_label else (),
             heartbeat_interval_ms=options.beat_ms,
             device_timeout_ms=options.timeout_ms,
@@ -330,12 +342,16 @@ class WorkerNode:
         problem = self._arrivals.problem(self.now_ms, order)
         if problem:
             self.cluster.oracle.fail(f"{self.name} starts {key}, and {problem}")
+        pool = POOL_OF[order.task_type]
+        slots = self._slots[pool]
+        if sum(POOL_OF[one.order.task_type] is pool for one in self._going.values()) >= slots:
+            self.cluster.oracle.fail(f"{self.name} starts {key}, and has {slots} {pool} slots")
         if order.start_within_ms and self.link is None:
             self.cluster.oracle.fail(f"{self.name} starts {key}, and has no connection")
         run = run_of(order, world.options, world.rng, is_faulty=world.is_faulty)
         self._runs += 1
         going = self._going[key] = Going(order, self._runs, run.result)
-        self.cluster.oracle.ordered(self.name, order)
+        self.cluster.oracle.ordered(self.name, order, has_label=self.has_label)
         world.at(run.begins_ms, self._begin, self._boots, going, run.begins_ms, run.runs_ms)
 
     def _begin(self, boot: int, going: Going, waited_ms: int, runs_ms: int) -> None:
