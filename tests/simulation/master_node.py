@@ -54,6 +54,7 @@ class MasterNode:
             strategy=Strategy(options.strategy),
             window_tasks=options.window_tasks,
             lane_tasks=options.lane_tasks,
+            lanes=options.lanes,
             delayed_tasks=options.delayed_tasks,
         )
         self.is_up = False

@@ -40,6 +40,7 @@ class Options(Struct, frozen=True):
     timeout_ms: int = 3_000
     window_tasks: int = 50_000
     lane_tasks: int = 4_096
+    lanes: int = 50_000
     delayed_tasks: int = 4_096
     strategy: str = "least_tasks"
     # Links.
@@ -156,4 +157,5 @@ def draw(seed: int) -> Options:
         closures=rate(0.3),
         strategies_every_ms=often(10_000),
         client_crashes_every_ms=often(10_000),
+        lanes=rng.choice([6, 20]) if is_tight else 50_000,
     )
