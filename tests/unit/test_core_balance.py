@@ -12,7 +12,7 @@ from tests.support.master_bench import MasterBench, spec
 from zmqcluster.core import balance
 from zmqcluster.core.balance import Balancer, Course
 from zmqcluster.core.fleet import AHEAD_US_PER_SLOT, SHORT_US_MAX, Device, Fleet, PoolLoad
-from zmqcluster.core.queue import Shape
+from zmqcluster.core.lanes import Shape
 from zmqcluster.core.rows import DeviceRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.messages import (

@@ -175,7 +175,7 @@ def test_a_refill_under_way_does_not_hide_what_was_spilled_meanwhile() -> None:
     assert taken == [True, True, False, False, False]
     while queue.pop(lane.shape, 5, 0) is not None:
         pass
-    [(hungry, _)] = queue.refills()
+    [(hungry, _)] = queue.refills(0)
     assert hungry is lane
 
     assert not queue.admit(row(6), lane)
@@ -183,7 +183,7 @@ def test_a_refill_under_way_does_not_hide_what_was_spilled_meanwhile() -> None:
     queue.loaded(lane, 5, more=False)
 
     assert lane.more
-    assert [one for one, _ in queue.refills()] == [lane]
+    assert [one for one, _ in queue.refills(0)] == [lane]
 
 
 def row(task_id: int) -> TaskRow:

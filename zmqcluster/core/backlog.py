@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 from zmqcluster.core.effects import ListLanes, LoadBacklog, LoadDelayed
@@ -131,11 +132,8 @@ def ask_for_more(state: MasterState) -> None:
     if state.delays.needs_load(state.now_ms) and queue.has_room:
         state.delays.asked()
         state.act(LoadDelayed(state.settings.delayed_tasks // 2))
-    if queue.is_hungry:
-        for count, (lane, limit) in enumerate(queue.refills(), 1):
-            state.act(LoadBacklog(lane.key, lane.cursor, limit))
-            if count == _REFILLS_PER_TURN:
-                break
+    for lane, limit in islice(queue.refills(state.now_ms), _REFILLS_PER_TURN):
+        state.act(LoadBacklog(lane.key, lane.cursor, limit))
 
 
 def on_wall_step(state: MasterState) -> None:
@@ -163,13 +161,15 @@ def _may_list(state: MasterState) -> bool:
 
 def _make_room(state: MasterState) -> None:
     """Full of tasks that cannot run now? Their lanes fall back on the database for others' sake."""
-    queue = state.queue
-    if queue.has_room or state.now_ms - state.shed_ms < _SHED_EVERY_MS:
+    queue, delays, now_ms = state.queue, state.delays, state.now_ms
+    if queue.has_room:
         return
-    delays, now_ms = state.delays, state.now_ms
-    if queue.is_starving or delays.needs_load(now_ms) or delays.is_due(now_ms):
-        state.shed_ms = state.now_ms
-        for task in queue.shed(state.now_ms):
+    if queue.is_starving(now_ms) or delays.needs_load(now_ms) or delays.is_due(now_ms):
+        gone = queue.yield_idle()
+        if not gone and now_ms - state.shed_ms >= _SHED_EVERY_MS:
+            state.shed_ms = now_ms
+            gone = queue.shed(now_ms)
+        for task in gone:
             state.leave(task)
 
 

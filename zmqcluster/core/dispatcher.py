@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from zmqcluster.core.fleet import Device, Flight, take
+from zmqcluster.core.lanes import Shape
 from zmqcluster.core.lifecycle import TaskCause, backoff_ms, cause_of
-from zmqcluster.core.queue import Shape
 from zmqcluster.core.rows import GivenUp, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.messages import Assign, TaskOrder
@@ -39,20 +39,23 @@ class TaskDispatcher:
         queue, fleet = self._state.queue, self._state.fleet
         for key in fleet.take_woken():
             queue.wake(key)
+        for shape in queue.take_untried():
+            if not fleet.may_take(shape):
+                self._put_to_sleep(shape)
         awake = queue.awake()
         if not awake or not fleet.by_peer:
             return
         # Shapes that found no device. True: and will not before one of them changes.
         blocked: dict[Shape, bool] = {}
         for priority in range(PRIORITY_MAX, -1, -1):
-            shapes = [one for one in awake if one.rotations[priority] and one not in blocked]
+            shapes = [one for one in awake if one.rotations.get(priority) and one not in blocked]
             while shapes:
                 shapes = [one for one in shapes if self._dispatch_some(one, priority, blocked)]
         self._send_orders()
-        queue.take_back_aside()
+        aside = queue.take_back_aside()
         for shape in queue.awake():
-            if blocked.get(shape) and fleet.will_wake(shape):
-                queue.sleep(shape)
+            if blocked.get(shape) or (shape in aside and not fleet.may_take(shape)):
+                self._put_to_sleep(shape)
 
     def assign(self, task: TaskRow, device: Device) -> None:
         """Make device the holder of a new attempt of task."""
@@ -175,7 +178,7 @@ class TaskDispatcher:
             device = state.fleet.pick(shape, free_only=free_only)
             if device is not None:
                 self.assign(task, device)
-                state.queue.served(shape)
+                state.queue.served(shape, priority, state.now_ms)
                 continue
             lane = state.lane_of(task)
             assert lane is not None, "its lane was there a moment ago"
@@ -185,6 +188,11 @@ class TaskDispatcher:
                 blocked[shape] = is_hopeless
                 return False
         return True
+
+    def _put_to_sleep(self, shape: Shape) -> None:
+        fleet = self._state.fleet
+        if fleet.will_wake(shape):
+            self._state.queue.sleep(shape, is_stranded=not fleet.runs(shape))
 
     def _release_key(self, flight: Flight, outcome: Outcome, within_ms: int) -> None:
         state = self._state

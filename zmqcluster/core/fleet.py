@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 
 from zmqcluster.core.balance import Balancer, Course
-from zmqcluster.core.queue import Shape
+from zmqcluster.core.lanes import Shape
 from zmqcluster.core.rows import DeviceRow, TaskRow
 from zmqcluster.messages import Control, Resources
 from zmqcluster.model import DeviceId, DeviceState, Pool, Strategy, TaskId
@@ -23,6 +23,8 @@ AHEAD_US_PER_SLOT: Final = 150_000
 _NEWEST_WEIGHT: Final = 0.1
 # Sets of labels that tasks have asked for and that are remembered; beyond, the oldest is forgotten.
 _SECTIONS_MAX: Final = 10_000
+# Shapes that wait for labels nobody has; beyond, all are tried anew: most are gone by then.
+_ABSENT_MAX: Final = 100_000
 
 Labels = tuple[str, ...]
 Types = tuple[tuple[str, Pool], ...]
@@ -193,11 +195,12 @@ class Group:
 class Section:
     """The devices that have all the labels of one set, in groups."""
 
-    __slots__ = ("_suitable", "asleep", "groups")
+    __slots__ = ("_suitable", "asleep", "groups", "stranded")
 
     def __init__(self) -> None:
-        # Keys of shapes that wait for a change of one of these devices.
+        # Keys of shapes that wait for a change of one of these devices, or for another group.
         self.asleep: dict[tuple[str, str], None] = {}
+        self.stranded: dict[tuple[str, str], None] = {}
         self.groups: dict[Types, Group] = {}
         self._suitable: dict[str, list[Balancer]] = {}
 
@@ -265,6 +268,9 @@ class Fleet:
         self._labelled: dict[str, dict[DeviceId, Seats]] = {}
         self._joined: dict[DeviceId, Seats] = {}
         self._woken: dict[tuple[str, str], None] = {}
+        # Keys of shapes by one of their labels, where nobody has them all.
+        self._absent: dict[str, dict[tuple[str, str], None]] = {}
+        self._absent_count = 0
 
     def online(self) -> Iterable[Device]:
         return self.by_peer.values()
@@ -284,6 +290,7 @@ class Fleet:
         seats = self._joined[device.device_id] = Seats(device)
         self._seat(seats, self.sections[()])
         for label in seats.labels:
+            self._appear(label)
             self._labelled.setdefault(label, {})[device.device_id] = seats
             for labels, section in self._sections_at.get(label, {}).items():
                 if set(labels) <= set(seats.labels):
@@ -301,6 +308,9 @@ class Fleet:
                 del self._labelled[label]
         for group in seats.groups:
             _vacate(device, group)
+            if not group.members:
+                # What waited for one of these has nobody to wait for.
+                self._wake(group.section)
 
     def refresh(self, device: Device) -> None:
         """Device's load, credit or state changed, perhaps so that it can take more."""
@@ -320,7 +330,16 @@ class Fleet:
 
     def runs(self, shape: Shape) -> bool:
         """Is there a device, however busy, that may be given this shape?"""
-        return bool(self._section_of(shape).suitable_for(shape.task_type))
+        return bool(self._suitable_for(shape))
+
+    def may_take(self, shape: Shape) -> bool:
+        """Is there one that seems to have a slot or, for a short task, time?"""
+        balancers = self._suitable_for(shape)
+        if any(one.rank(is_free=True) for one in balancers):
+            return True
+        expected_us = self.durations.expected_us(shape.task_type)
+        is_short = expected_us is not None and expected_us <= SHORT_US_MAX
+        return is_short and any(one.rank(is_free=False) for one in balancers)
 
     def will_wake(self, shape: Shape) -> bool:
         """Name shape in take_woken() once a device that may be given it has changed.
@@ -328,9 +347,11 @@ class Fleet:
         False: its section was forgotten meanwhile.
         """
         section = self.sections.get(shape.labels)
-        if section is not None:
-            section.asleep[shape.key] = None
-        return section is not None
+        if section is None:
+            return self._is_absent(shape)
+        runs = section.suitable_for(shape.task_type)
+        (section.asleep if runs else section.stranded)[shape.key] = None
+        return True
 
     def take_woken(self) -> list[tuple[str, str]]:
         """Keys of shapes that need not sleep any longer, since the last call."""
@@ -347,7 +368,7 @@ class Fleet:
 
         free_only: nothing may be handed out ahead (rate keys with a delay).
         """
-        balancers = self._section_of(shape).suitable_for(shape.task_type)
+        balancers = self._suitable_for(shape)
         for balancer in _in_order(balancers, is_free=True):
             device = balancer.best_free()
             if device is not None:
@@ -376,8 +397,32 @@ class Fleet:
         self._woken.update(section.asleep)
         section.asleep.clear()
 
-    def _section_of(self, shape: Shape) -> Section:
-        return self.sections.get(shape.labels) or self._open_section(shape.labels)
+    def _wake_stranded(self, section: Section) -> None:
+        self._woken.update(section.stranded)
+        section.stranded.clear()
+
+    def _is_absent(self, shape: Shape) -> bool:
+        """Has nobody its labels? Then it is named when a device comes that may have them."""
+        if self._having(shape.labels):
+            return False
+        if self._absent_count >= _ABSENT_MAX:
+            for label in list(self._absent):
+                self._appear(label)
+        waiting = self._absent.setdefault(self._rarest(shape.labels), {})
+        self._absent_count += shape.key not in waiting
+        waiting[shape.key] = None
+        return True
+
+    def _appear(self, label: str) -> None:
+        waiting = self._absent.pop(label, {})
+        self._absent_count -= len(waiting)
+        self._woken.update(waiting)
+
+    def _suitable_for(self, shape: Shape) -> list[Balancer]:
+        section = self.sections.get(shape.labels)
+        if section is None and self._having(shape.labels):
+            section = self._open_section(shape.labels)
+        return section.suitable_for(shape.task_type) if section is not None else []
 
     def _open_section(self, labels: Labels) -> Section:
         """Tasks ask for these labels: from now on the devices that have them all lie together."""
@@ -399,10 +444,14 @@ class Fleet:
         for seats in self._having(labels):
             seats.leave(section)
         self._wake(section)
+        self._wake_stranded(section)
 
     def _having(self, labels: Labels) -> list[Seats]:
-        rarest = min((self._labelled.get(label, {}) for label in labels), key=len)
+        rarest = self._labelled.get(self._rarest(labels), {})
         return [seats for seats in rarest.values() if set(labels) <= set(seats.labels)]
+
+    def _rarest(self, labels: Labels) -> str:
+        return min(labels, key=lambda label: len(self._labelled.get(label, ())))
 
     def _seat(self, seats: Seats, section: Section) -> None:
         types: Types = tuple(sorted(seats.device.types.items()))
@@ -413,6 +462,7 @@ class Fleet:
             }
             group = section.groups[types] = Group(section, types, balancers)
             section.has_changed()
+            self._wake_stranded(section)
         group.members += 1
         seats.take(group)
 

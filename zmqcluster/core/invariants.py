@@ -89,6 +89,10 @@ def _check_rates(state: MasterState) -> None:
         if task.rate_key and task.rate_key not in state.rates:
             _fail(task, f"is in memory, and its rate key {task.rate_key} is not")
     for lane in state.queue.lanes.values():
+        if lane.more and not (lane.count or lane.loading or lane.is_starving):
+            raise InvariantError(f"{lane.key} is on disk only, and is not in line to be read")
+        if lane.count and not lane.rotated and lane.rate is None:
+            raise InvariantError(f"{lane.key} has tasks and no turn, and no key that is closed")
         if lane.rate is not state.rate(lane.key.rate_key):
             raise InvariantError(f"{lane.key} does not hang on its rate key")
     for rate in state.rates.values():

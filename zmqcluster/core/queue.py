@@ -3,17 +3,21 @@
 Ready tasks lie in lanes, one for each (type, labels, rate key, priority). Tasks of the same type
 and labels form a shape: any device that can run one can run all. Within a shape and priority, open
 lanes take turns, so a slow or closed key never stands in front of another. A lane holds its first
-tasks in memory; the rest stays in the database until there is room (`more`). Where there are more
-lanes than may be in memory, one that has long given nothing is given up for another.
+tasks in memory; the rest stays in the database until there is room (`more`). In a full window those
+that cannot run now yield to what can: their lanes fall back on the database, whatever they hold.
+Where there are more lanes than may be in memory, one that has long given nothing is given up for
+another.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from zmqcluster.core.events import LaneKey
+from zmqcluster.core.hunger import Hunger
+from zmqcluster.core.lanes import Lane, Shape
 from zmqcluster.core.rates import RateKey
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.model import PRIORITY_MAX, TaskId
@@ -24,66 +28,11 @@ _ASIDE_MAX: Final = 32
 # sooner for one of higher priority; not at once, because that one may be closed itself.
 _REST_MS: Final = 10_000
 _REST_FOR_HIGHER_MS: Final = 1_000
-
-
-class Shape:
-    """All ready tasks of one type and label set, and the lanes that may give one now.
-
-    is_asleep: no device can take any; fleet.py knows when that may have changed.
-    """
-
-    __slots__ = ("gone", "is_asleep", "key", "labels", "lanes", "rotations", "task_type")
-
-    def __init__(self, task_type: str, labels: str) -> None:
-        self.key = (task_type, labels)
-        self.task_type = task_type
-        self.labels = tuple(labels.split(",")) if labels else ()
-        self.rotations: tuple[deque[Lane], ...] = tuple(deque() for _ in range(PRIORITY_MAX + 1))
-        self.lanes = 0
-        self.is_asleep = False
-        # Lanes that were dropped and may still be in a rotation.
-        self.gone = 0
-
-
-class Lane:
-    """Ready tasks alike in type, labels, rate key and priority, oldest first.
-
-    count: live entries of `tasks`, which may also hold stale ones. more: the database has others.
-    cursor: it has been read up to this id. loading: how many tasks the read under way may bring.
-    is_hungry, is_starving: it waits for its turn to be read, in the queue of that name.
-    spilled: tasks went to the database only since that read was asked for.
-    gave_ms: when it last gave a task, or was made.
-    """
-
-    __slots__ = (
-        "count",
-        "cursor",
-        "gave_ms",
-        "is_hungry",
-        "is_starving",
-        "key",
-        "loading",
-        "more",
-        "rate",
-        "rotated",
-        "shape",
-        "spilled",
-        "tasks",
-    )
-
-    def __init__(self, key: LaneKey, shape: Shape, rate: RateKey | None, now_ms: int) -> None:
-        self.key = key
-        self.gave_ms = now_ms
-        self.shape = shape
-        self.rate = rate
-        self.tasks: deque[TaskRow] = deque()
-        self.count = 0
-        self.rotated = False
-        self.more = False
-        self.is_hungry = self.is_starving = False
-        self.cursor = 0
-        self.loading = 0
-        self.spilled = False
+# This part of the window is made free when it is full, and kept from what cannot run.
+_YIELDED: Final = 8
+_SPARE: Final = 4
+# So many lanes yield in one turn at most.
+_YIELDING_MAX: Final = 1_000
 
 
 class ReadyQueue:
@@ -104,8 +53,16 @@ class ReadyQueue:
         self._awake: dict[Shape, None] = {}
         # The share of one lane in memory, when all are to have some.
         self.lane_quota = lane_tasks
-        # Lanes to be read: those with nothing in memory, by priority, then those that run dry.
-        self._starving: tuple[deque[Lane], ...] = tuple(deque() for _ in range(PRIORITY_MAX + 1))
+        # Shapes that nobody knows to be awake or asleep yet.
+        self._untried: dict[Shape, None] = {}
+        # What holds tasks that cannot run now: shapes asleep, lanes whose key was closed when their
+        # turn came. Who has been so for longest is first.
+        self._idle_shapes: OrderedDict[Shape, None] = OrderedDict()
+        self._idle_lanes: OrderedDict[Lane, None] = OrderedDict()
+        # Lanes of stranded shapes: they have no share of the window.
+        self._stranded_lanes = 0
+        # Lanes to be read: those with nothing in memory, then those that run dry.
+        self._hunger = Hunger()
         self._hungry: deque[Lane] = deque()
         # What is queued, as it was queued: a lane may hold an older row of the same task, too.
         self._where: dict[TaskId, tuple[Lane, TaskRow]] = {}
@@ -136,13 +93,16 @@ class ReadyQueue:
         return self._window_tasks - len(self._where) - self._reserved
 
     @property
-    def is_hungry(self) -> bool:
-        return bool(self._hungry) or self.is_starving
+    def _has_spare(self) -> bool:
+        """Is there room for what cannot run now?"""
+        return (
+            self._room > self._window_tasks // _SPARE
+            and self._bytes < self._window_bytes - self._window_bytes // _SPARE
+        )
 
-    @property
-    def is_starving(self) -> bool:
-        """Some lane has tasks in the database and none in memory."""
-        return any(self._starving)
+    def is_starving(self, now_ms: int) -> bool:
+        """Could some lane give a task, if only one of it were in memory?"""
+        return self._hunger.able(now_ms) is not None
 
     def take_missed(self) -> bool:
         """Has a lane found no room, or been given up, since the last call?"""
@@ -169,9 +129,11 @@ class ReadyQueue:
         shape = self.shapes.get((key.task_type, key.labels))
         if shape is None:
             shape = self.shapes[key.task_type, key.labels] = Shape(key.task_type, key.labels)
+            self._untried[shape] = None
         lane = self.lanes[key] = Lane(key, shape, rate, now_ms)
         self._by_rest[key.priority][lane] = None
         shape.lanes += 1
+        self._stranded_lanes += shape.is_stranded
         self._share()
         # Tasks of a lane that was forgotten for want of room may lie in the database.
         lane.more = self.unlisted
@@ -203,6 +165,9 @@ class ReadyQueue:
         lane.count += 1
         self._where[task.task_id] = (lane, task)
         self._bytes += task.memory_bytes
+        if lane.is_starving:
+            self._hunger.discard(lane)
+            self._note_hunger(lane)
         self._rotate_in(lane)
 
     def remove(self, task: TaskRow) -> None:
@@ -216,17 +181,17 @@ class ReadyQueue:
 
     def pop(self, shape: Shape, priority: int, now_ms: int) -> TaskRow | None:
         """The next task of this shape and priority whose rate key is open at now_ms."""
-        rotation = shape.rotations[priority]
+        rotation = shape.rotations.get(priority)
         while rotation:
             lane = rotation[0]
             if not lane.count or (lane.rate is not None and not lane.rate.is_open(now_ms)):
                 rotation.popleft()
                 lane.rotated = False
+                if lane.count:
+                    self._idle_lanes[lane] = None
                 self._drop_if_idle(lane)
                 continue
             task = self._take(lane)
-            lane.gave_ms = now_ms
-            self._by_rest[priority].move_to_end(lane)
             rotation.rotate(-1)
             return task
         return None
@@ -246,40 +211,59 @@ class ReadyQueue:
         self._aside.append(lane)
         return True
 
-    def take_back_aside(self) -> None:
-        """The turn is over: lanes set aside take part again, in their old order."""
-        for lane in self._aside:
+    def take_back_aside(self) -> set[Shape]:
+        """The turn is over: lanes set aside take part again, in their old order. Their shapes."""
+        aside, self._aside = self._aside, []
+        for lane in aside:
             self._rotate_in(lane)
-        self._aside.clear()
+        return {lane.shape for lane in aside}
 
     def reopen(self, rate: RateKey) -> None:
         """A rate key may have opened: its lanes take part again."""
         for lane in rate.lanes:
             if lane.count:
                 self._rotate_in(lane)
+            elif lane.is_starving:
+                self._hunger.reopen(lane)
 
     def awake(self) -> list[Shape]:
         """Shapes that may have a task to give, and devices to give it to, in turn."""
-        for shape in [one for one in self._awake if not any(one.rotations)]:
+        for shape in [one for one in self._awake if not any(one.rotations.values())]:
             del self._awake[shape]
         return list(self._awake)
 
-    def served(self, shape: Shape) -> None:
-        """It got its portion: the others are first from now on."""
+    def served(self, shape: Shape, priority: int, now_ms: int) -> None:
+        """What was just popped found a device: other shapes and lanes are first from now on."""
+        lane = shape.rotations[priority][-1]
+        lane.gave_ms = now_ms
+        self._by_rest[priority].move_to_end(lane)
         self._awake.pop(shape, None)
         self._awake[shape] = None
 
-    def sleep(self, shape: Shape) -> None:
-        """No device can take any of its tasks until wake()."""
-        shape.is_asleep = True
+    def take_untried(self) -> list[Shape]:
+        """Shapes that are new, or were woken, since the last call."""
+        untried, self._untried = self._untried, {}
+        return [one for one in untried if self.shapes.get(one.key) is one]
+
+    def sleep(self, shape: Shape, *, is_stranded: bool) -> None:
+        """No device can take any of its tasks until wake(); is_stranded: nor does any run them."""
         self._awake.pop(shape, None)
+        self._set_asleep(shape, is_asleep=True, is_stranded=is_stranded)
+        self._idle_shapes[shape] = None
 
     def wake(self, key: tuple[str, str]) -> None:
         """Some device may take tasks of this shape again; unknown is fine."""
         shape = self.shapes.get(key)
         if shape is not None and shape.is_asleep:
-            shape.is_asleep = False
-            self._awake[shape] = None
+            self._set_asleep(shape, is_asleep=False, is_stranded=False)
+            self._idle_shapes.pop(shape, None)
+            self._awake[shape] = self._untried[shape] = None
+
+    def _set_asleep(self, shape: Shape, *, is_asleep: bool, is_stranded: bool) -> None:
+        if is_stranded != shape.is_stranded:
+            self._stranded_lanes += shape.lanes if is_stranded else -shape.lanes
+            self._share()
+        self._hunger.move(shape, is_asleep=is_asleep, is_stranded=is_stranded)
 
     def waiting(self, rate: RateKey) -> int:
         """How many tasks in memory wait for this key."""
@@ -291,10 +275,9 @@ class ReadyQueue:
             self._drop_if_idle(lane)
         self._emptied.clear()
 
-    def refills(self) -> Iterator[tuple[Lane, int]]:
+    def refills(self, now_ms: int) -> Iterator[tuple[Lane, int]]:
         """Lanes that should be read from the database now, and how many tasks each may get."""
-        while self.is_hungry and self.has_room:
-            lane = self._next_to_read()
+        while self.has_room and (lane := self._next_to_read(now_ms)) is not None:
             quota = self.lane_quota
             if lane.loading or not lane.more or lane.count > quota // 2:
                 continue
@@ -312,14 +295,19 @@ class ReadyQueue:
         self._note_hunger(lane)
         self._drop_if_idle(lane)
 
-    def _next_to_read(self) -> Lane:
-        for lanes in reversed(self._starving):
-            if lanes:
-                lane = lanes.popleft()
-                lane.is_starving = False
-                return lane
-        lane = self._hungry.popleft()
-        lane.is_hungry = False
+    def _next_to_read(self, now_ms: int) -> Lane | None:
+        hunger = self._hunger
+        lane = hunger.able(now_ms) or hunger.waiting(now_ms)
+        while lane is None and self._hungry:
+            dry = self._hungry.popleft()
+            dry.is_hungry = False
+            # Who is passed over is hungry again when it gives a task.
+            if not dry.shape.is_stranded:
+                return dry
+        if lane is None and self._has_spare:
+            lane = hunger.idle()
+        if lane is not None:
+            hunger.took(lane)
         return lane
 
     def take_given_up(self) -> list[TaskRow]:
@@ -327,37 +315,88 @@ class ReadyQueue:
         gone, self._given_up = self._given_up, []
         return gone
 
+    def yield_idle(self) -> list[TaskRow]:
+        """Make some room: tasks that cannot run now, returned, are left to the database.
+
+        Of who has been idle for longest those of the lowest priority, whatever a lane holds.
+        """
+        gone: list[TaskRow] = []
+        passed: list[Lane] = []
+        for _ in range(_YIELDING_MAX):
+            if self._has_yielded() or (lane := self._pop_idle()) is None:
+                break
+            if not lane.loading:
+                gone += self._shorten(lane, 0, is_enough=self._has_yielded)
+            if lane.count:
+                passed.append(lane)
+        for lane in passed:
+            self._rotate_in(lane)
+        return gone
+
+    def _has_yielded(self) -> bool:
+        return (
+            self._room > self._window_tasks // _YIELDED
+            and self._bytes < self._window_bytes - self._window_bytes // _YIELDED
+        )
+
+    def _pop_idle(self) -> Lane | None:
+        """Take a lane with tasks that cannot run now out of its rotation."""
+        while self._idle_shapes:
+            shape = next(iter(self._idle_shapes))
+            for level in sorted(shape.rotations):
+                rotation = shape.rotations[level]
+                while rotation:
+                    lane = rotation.pop()
+                    lane.rotated = False
+                    if lane.count:
+                        return lane
+            del self._idle_shapes[shape]
+        return self._idle_lanes.popitem(last=False)[0] if self._idle_lanes else None
+
     def shed(self, now_ms: int) -> list[TaskRow]:
         """Shorten the longest lanes: their newest tasks, returned, are left to the database.
 
-        When all are short, some that rest are given up.
+        When all are short, those that rest fall back on the database.
         """
         lanes = [lane for lane in self.lanes.values() if lane.count > 1 and not lane.loading]
         if not lanes:
-            for _ in range(max(1, len(self.lanes) // 8)):
-                self._give_one_up(0, now_ms)
-            return self.take_given_up()
-        longest = max((lane.count for lane in lanes), default=0)
+            return self._yield_rested(now_ms)
+        longest = max(lane.count for lane in lanes)
         # Beyond its share at once, below it by and by: whatever goes has to be read again.
         fewer = longest - max(1, longest // 8)
         keep = self.lane_quota if longest > self.lane_quota else fewer
         gone: list[TaskRow] = []
         for lane in lanes:
             if lane.count > keep:
-                gone += self._shorten(lane, keep)
+                gone += self._shorten(lane, keep, is_enough=_never)
         return gone
 
-    def _shorten(self, lane: Lane, keep: int) -> list[TaskRow]:
+    def _yield_rested(self, now_ms: int) -> list[TaskRow]:
+        gone: list[TaskRow] = []
+        for lanes in self._by_rest:
+            for _ in range(len(lanes) // 8 + 1):
+                lane = next(iter(lanes), None)
+                if lane is None or now_ms - lane.gave_ms < _REST_MS or self._has_yielded():
+                    break
+                # Passed over until its next turn, though others have given a task since it did.
+                lanes.move_to_end(lane)
+                if lane.count and not lane.loading:
+                    gone += self._shorten(lane, 0, is_enough=self._has_yielded)
+        if gone:
+            self._hunger.give_others_a_turn()
+        return gone
+
+    def _shorten(self, lane: Lane, keep: int, *, is_enough: Callable[[], bool]) -> list[TaskRow]:
         gone: list[TaskRow] = []
         lane.more = True
-        while lane.count > keep:
+        while lane.count > keep and not is_enough():
             task = lane.tasks.pop()
             if self._is_live(task):
                 del self._where[task.task_id]
                 gone.append(task)
                 self._forget(task, lane)
         # Whatever stays in memory is skipped when it is read again.
-        lane.cursor = min(lane.cursor, *(task.task_id - 1 for task in gone))
+        lane.cursor = min((lane.cursor, *(task.task_id - 1 for task in gone)))
         return gone
 
     def _give_one_up(self, priority: int, now_ms: int) -> bool:
@@ -377,6 +416,8 @@ class ReadyQueue:
                     self._given_up.append(task)
             lane.tasks.clear()
             lane.count, lane.more = 0, False
+            self._hunger.discard(lane)
+            self._idle_lanes.pop(lane, None)
             self.unlisted = self._has_missed = True
             self._drop_if_idle(lane)
             return True
@@ -401,6 +442,7 @@ class ReadyQueue:
         if not lane.count:
             lane.tasks.clear()
             self._emptied.append(lane)
+            self._idle_lanes.pop(lane, None)
         self._note_hunger(lane)
 
     def _note_hunger(self, lane: Lane) -> None:
@@ -408,14 +450,13 @@ class ReadyQueue:
             return
         if not lane.count:
             if not lane.is_starving:
-                lane.is_starving = True
-                self._starving[lane.key.priority].append(lane)
+                self._hunger.add(lane)
         elif not lane.is_hungry and lane.count <= self.lane_quota // 2:
             lane.is_hungry = True
             self._hungry.append(lane)
 
     def _share(self) -> None:
-        fair = self._window_tasks // (len(self.lanes) + 1)
+        fair = self._window_tasks // (len(self.lanes) - self._stranded_lanes + 1)
         self.lane_quota = max(1, min(self._lane_tasks, fair))
 
     def _drop_stale(self, lane: Lane) -> None:
@@ -426,9 +467,16 @@ class ReadyQueue:
     def _rotate_in(self, lane: Lane) -> None:
         if not lane.rotated:
             lane.rotated = True
-            lane.shape.rotations[lane.key.priority].append(lane)
-            if not lane.shape.is_asleep:
-                self._awake[lane.shape] = None
+            self._idle_lanes.pop(lane, None)
+            shape = lane.shape
+            rotation = shape.rotations.get(lane.key.priority)
+            if rotation is None:
+                rotation = shape.rotations[lane.key.priority] = deque()
+            rotation.append(lane)
+            if shape.is_asleep:
+                self._idle_shapes.setdefault(shape)
+            else:
+                self._awake[shape] = None
 
     def _drop_if_idle(self, lane: Lane) -> None:
         if lane.count or lane.more or lane.loading or self.lanes.get(lane.key) is not lane:
@@ -439,11 +487,13 @@ class ReadyQueue:
             del lane.rate.lanes[lane]
             if not lane.rate.lanes:
                 self._released.append(lane.rate.name)
-        self._share()
         lane.shape.lanes -= 1
+        self._stranded_lanes -= lane.shape.is_stranded
+        self._share()
         if not lane.shape.lanes:
             del self.shapes[lane.shape.key]
             self._awake.pop(lane.shape, None)
+            self._idle_shapes.pop(lane.shape, None)
         elif lane.rotated:
             self._note_gone(lane.shape)
 
@@ -453,9 +503,13 @@ class ReadyQueue:
         shape.gone += 1
         if shape.gone > 64 + shape.lanes:
             shape.gone = 0
-            for rotation in shape.rotations:
+            for rotation in shape.rotations.values():
                 lanes = list(rotation)
                 rotation.clear()
                 rotation.extend(lane for lane in lanes if lane.count)
                 for lane in lanes:
                     lane.rotated = lane.count > 0
+
+
+def _never() -> bool:
+    return False

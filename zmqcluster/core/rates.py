@@ -19,7 +19,7 @@ from zmqcluster.core.rows import RateKeyRow
 from zmqcluster.model import NO_JOB, JobId
 
 if TYPE_CHECKING:
-    from zmqcluster.core.queue import Lane
+    from zmqcluster.core.lanes import Lane
 
 
 class RateKey(Struct, weakref=False):

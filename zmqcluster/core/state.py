@@ -19,8 +19,9 @@ from zmqcluster.core.delays import Delays
 from zmqcluster.core.effects import Action, Changes, Log, Send, Turn
 from zmqcluster.core.events import Facts, LaneKey, Peer
 from zmqcluster.core.fleet import Device, Fleet, Flight, give_back
+from zmqcluster.core.lanes import Lane
 from zmqcluster.core.lifecycle import TaskCause, advance
-from zmqcluster.core.queue import Lane, ReadyQueue
+from zmqcluster.core.queue import ReadyQueue
 from zmqcluster.core.rates import RateKey
 from zmqcluster.core.rows import (
     AssignmentRow,
