@@ -17,7 +17,7 @@ import msgpack  # type: ignore[import-untyped]  # ships no types
 from msgspec import Struct
 
 from tests.simulation.options import Options
-from tests.simulation.workload import links_of, url_of
+from tests.simulation.workload import is_limited, links_of, url_of
 from tests.simulation.world import Violation, World
 from tests.support.core_audit import audit_store, final_of
 from tests.support.history import (
@@ -597,7 +597,7 @@ class Oracle:
         """Its first request leaves now."""
         self.seen.starts.append(Start(order.task_id, order.attempt, device_id))
         row = self.disk.tasks[TaskId(order.task_id)]
-        if not row.rate_key:
+        if not is_limited(row.rate_key):
             return
         origin = self._origins.setdefault(row.rate_key, Origin())
         key = (order.task_id, order.attempt)

@@ -45,6 +45,11 @@ def origin_of(page: int, options: Options) -> str:
     return f"http://o{page % options.origins}"
 
 
+def is_limited(rate_key: str) -> bool:
+    """Is it an origin's, with the rules below? Others only make lanes."""
+    return rate_key.startswith("http://o")
+
+
 def url_of(page: int, options: Options) -> str:
     return f"{origin_of(page, options)}/{page}"
 
@@ -89,18 +94,16 @@ def _plain_spec(rng: Random, wall_ms: int, mark: str) -> TaskSpec:
     task_type = rng.choices(["quick", "slow", "poison"], [60, 30, 2])[0]
     priority = rng.randrange(10)
     has_label = rng.random() < 0.1
-    if has_label:
-        # One lane of them: when nobody is left who has the label, each lane of such tasks keeps a
-        # place in the window, and the smallest window here has four.
-        task_type, priority = "quick", 5
     return TaskSpec(
-        task_type,
+        "quick" if has_label else task_type,
         pack({"mark": mark}),
         priority=priority,
         max_retry_count=rng.choice([0, 1, 2, _RETRIES]),
         timeout_ms=rng.choice([500, 3_000, 20_000, 20_000]),
         not_before_ms=wall_ms + rng.randrange(5_000) if rng.random() < 0.1 else 0,
         unique_key=f"k{rng.randrange(20)}" if rng.random() < 0.2 else "",
+        # A lane each: when nobody is left who has the label, they must not fill the window.
+        rate_key=f"lane {mark}" if has_label else "",
         labels=(LABEL,) if has_label else (),
     )
 
