@@ -154,8 +154,9 @@ def prove(_: list[str]) -> None:
     width = max(map(len, PROOF))
     say("")
     for each in parts:
-        mark = "holds " if each.code == 0 else "BROKEN"
-        say(f"{mark} {each.name:<{width}} {each.took_s:4.0f} s  {each.last}")
+        say(f"{each.mark:<7} {each.name:<{width}} {each.took_s:4.0f} s  {each.totals[0]}")
+        for line in each.totals[1:]:
+            say(f"{'':{width + 16}}{line}")
     broken = sum(each.code != 0 for each in parts)
     say(f"{len(parts)} parts, {broken} broken, in {(time.monotonic() - began) / 60:.1f} minutes")
     if broken:
@@ -319,12 +320,18 @@ def step(name: str, *command: str) -> None:
 
 
 class Part(NamedTuple):
-    """A part of the proof that ended. last: the last line it said, its totals."""
+    """A part of the proof that ended. totals: the last line it said, and those that say `tried`."""
 
     name: str
     code: int
     took_s: float
-    last: str
+    totals: list[str]
+
+    @property
+    def mark(self) -> str:
+        if self.code:
+            return "BROKEN"
+        return "SKIPPED" if self.totals[0].startswith("SKIPPED") else "holds"
 
 
 def part(name: str, *command: str) -> Part:
@@ -342,11 +349,13 @@ def part(name: str, *command: str) -> Part:
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    last = ""
+    last, tried = "", []
     for line in process.stdout:
         print(line, end="", flush=True)
         last = line.strip() or last
-    return Part(name, process.wait(), time.monotonic() - began, last.strip("= "))
+        if line.startswith("tried: "):
+            tried.append(line.strip())
+    return Part(name, process.wait(), time.monotonic() - began, [last, *tried])
 
 
 def tool(*command: str) -> None:
