@@ -42,6 +42,10 @@ from tests.chaos.soak import Life, Soak  # noqa: E402
 TIERS: Final = (Tier.QUICK, Tier.CI, Tier.LONG)
 BARS: Final = "▁▂▃▄▅▆▇█"
 SPARK_COLUMNS: Final = 24
+LIFE_COLUMNS: Final = (
+    *("process", "pid", "min", "RSS MiB", "below", "memory", "grown"),
+    *("fds", "", "threads"),
+)
 # What a process takes while it starts would hide what it does later.
 START_S: Final = 15.0
 REFRESHES_PER_S: Final = 8
@@ -325,7 +329,8 @@ def soak(args: argparse.Namespace) -> int:
     console.print(
         f"\n{len(one.strikes)} faults in {one.elapsed_s / 60:.1f} min at {one.per_s:.0f} tasks/s: "
         f"{verdict.tasks} tasks, {verdict.starts} runs and {verdict.unknown} unanswered requests "
-        f"judged, {len(one.problems)} problems",
+        f"judged, {len(one.judged_lives)} of {len(one.lives)} lives long enough to be judged, "
+        f"{len(one.problems)} problems",
         soft_wrap=True,
     )
     if one.problems:
@@ -347,25 +352,43 @@ def _run_soak(one: Soak, args: argparse.Namespace, over: threading.Event) -> Non
 
 def life_table(lives: list[Life]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("process", "pid", "min", "RSS MiB", "memory", "grown", "fds", "", "threads"):
+    for name in (
+        "process",
+        "pid",
+        "min",
+        "RSS MiB",
+        "below",
+        "memory",
+        "grown",
+        "fds",
+        "",
+        "threads",
+    ):
         left = name in ("process", "memory", "")
         table.add_column(name, justify="left" if left else "right")
     for life in lives:
         if not life.samples:
             continue
-        last, grown = life.samples[-1], life.growth_bytes
+        last = life.samples[-1]
         table.add_row(
             life.name,
             str(life.node.pid),
             f"{last.at_s / 60:.1f}",
             f"{last.rss_bytes / 2**20:.0f}",
-            sparkline([float(one.rss_bytes) for one in life.samples if one.at_s > START_S]),
-            f"{grown / 2**20:+.1f} MiB" if grown is not None else "short",
+            f"{last.below_bytes / 2**20:.0f}",
+            sparkline(_taken(life)),
+            f"{life.growth_bytes / 2**20:+.1f} MiB" if life.is_long else "short",
             str(last.descriptors),
             sparkline([float(one.descriptors) for one in life.samples]),
             str(last.threads),
         )
     return table
+
+
+def _taken(life: Life) -> list[float]:
+    """Its memory with all that is below it, once it has started."""
+    warm = [one for one in life.samples if one.at_s > START_S]
+    return [float(one.rss_bytes + one.below_bytes) for one in warm]
 
 
 def sparkline(values: list[float]) -> str:

@@ -31,11 +31,15 @@ CACHES = (
 # Each ends with one line of totals, and fails when a promise was broken.
 PROOF = {
     "tests": ("pytest",),
+    "models": ("pytest", "tests/model", "tests/acceptance/test_openapi.py"),
     "simulation": ("python", "scripts/simulate.py", "--ci"),
     "planted bugs": ("python", "scripts/mutants.py"),
     "failing disks": ("python", "scripts/storage_faults.py"),
     "real faults": ("python", "scripts/chaos.py", "all"),
 }
+
+# With more examples and longer runs than a developer waits for.
+PROOF_ENVIRONMENT = {"models": {"HYPOTHESIS_PROFILE": "deep"}}
 
 FAST_TESTS = ["tests/unit", "tests/model", "tests/architecture"]
 SLOW_TESTS = ["tests/integration", "tests/acceptance"]
@@ -346,7 +350,7 @@ def part(name: str, *command: str) -> Part:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **PROOF_ENVIRONMENT.get(name, {})},
     )
     assert process.stdout is not None
     last, tried = "", []

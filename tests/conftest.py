@@ -27,6 +27,7 @@ settings.register_profile(
     # To explain a failure it is traced line by line: minutes, for what a debugger tells.
     phases=[each for each in Phase if each is not Phase.explain],
 )
+settings.register_profile("deep", parent=settings.get_profile("cluster"), max_examples=300)
 settings.register_profile("thorough", parent=settings.get_profile("cluster"), max_examples=2000)
 settings.load_profile(PROFILE)
 

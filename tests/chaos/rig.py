@@ -189,9 +189,17 @@ class Rig:
         wait_until(lambda: load.acknowledged >= wanted, f"{tasks} more tasks acknowledged", REST_S)
 
     def rests(self) -> None:
-        """Until nothing is open any more."""
+        """Until nothing is open any more. Fails when it does not become less for REST_S."""
         is_open = "SELECT count(*) FROM tasks WHERE state IN ('pending', 'assigned', 'running')"
-        wait_until(lambda: self.cluster.rows(is_open)[0][0] == 0, "all tasks have ended", REST_S)
+        left = self.cluster.rows(is_open)[0][0]
+        while left:
+            before = left
+
+            def is_less(before: int = before) -> bool:
+                return bool(self.cluster.rows(is_open)[0][0] < before)
+
+            wait_until(is_less, f"less than {before} open tasks", REST_S)
+            left = self.cluster.rows(is_open)[0][0]
 
     def events(self, kind: str) -> int:
         """How many of these are on record."""

@@ -42,13 +42,15 @@ SPOOL: Final = "/spool/"
 class Sample(Struct, frozen=True):
     """One look at a process. at_s: since its start. descriptors: not those of spool and hosts.
 
-    tasks: asyncio's, of a master that answers; a worker's agent has no event loop.
+    below_bytes: what all processes below it take together. tasks: asyncio's, of a master that
+    answers; a worker's agent has no event loop.
     """
 
     at_s: float
     rss_bytes: int
     descriptors: int
     threads: int
+    below_bytes: int = 0
     tasks: int = 0
 
 
@@ -66,16 +68,20 @@ class Life(Struct):
         return self.node.process.poll() is not None
 
     @property
-    def growth_bytes(self) -> float | None:
-        """How much it grew by its trend in the second half; None for a life too short to say.
+    def is_long(self) -> bool:
+        """Did it live long enough to say whether it grew?"""
+        return bool(self.samples) and self.samples[-1].at_s >= 2 * HALF_LIFE_S
+
+    @property
+    def growth_bytes(self) -> float:
+        """How much it and what is below it grew, by the trend in the second half.
 
         In the first half caches fill: the master's of database pages takes some minutes.
         """
-        if not self.samples or self.samples[-1].at_s < 2 * HALF_LIFE_S:
-            return None
         warm = self.samples[len(self.samples) // 2 :]
         times = [one.at_s for one in warm]
-        slope, _ = statistics.linear_regression(times, [float(one.rss_bytes) for one in warm])
+        taken = [float(one.rss_bytes + one.below_bytes) for one in warm]
+        slope, _ = statistics.linear_regression(times, taken)
         return slope * (times[-1] - times[0])
 
 
@@ -128,6 +134,11 @@ class Soak:
                 sampler.join()
             self._tell("judging")
             self._judge()
+
+    @property
+    def judged_lives(self) -> list[Life]:
+        """Those of which can be said whether they grew."""
+        return [one for one in self.lives if one.is_long]
 
     def end_early(self) -> None:
         """No more faults: rest, and be judged."""
@@ -255,10 +266,12 @@ class Soak:
             self.rig.judge()
         except AssertionError as error:
             self.problems += str(error).splitlines()
+        if not self.judged_lives:
+            self.problems.append("no process lived long enough to say whether it grew")
+        for life in self.judged_lives:
+            if life.growth_bytes > GROWTH_BYTES:
+                self.problems.append(f"{life.name} grew by {life.growth_bytes / 2**20:.1f} MiB")
         for life in self.lives:
-            grown = life.growth_bytes
-            if grown is not None and grown > GROWTH_BYTES:
-                self.problems.append(f"{life.name} grew by {grown / 2**20:.1f} MiB")
             wanted, seen = self._baseline[life.name], life.at_rest
             if seen is not None and not _is_as(seen, wanted):
                 self.problems.append(f"{life.name} at rest: {_told(seen)}; before: {_told(wanted)}")
@@ -370,9 +383,18 @@ def _look(life: Life) -> Sample | None:
                 process.memory_info().rss,
                 process.num_fds() - _spool_files(process) - _host_files(process),
                 process.num_threads(),
+                sum(map(_shared_out_bytes, process.children(recursive=True))),
             )
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
+
+
+def _shared_out_bytes(process: psutil.Process) -> int:
+    """Its memory, of pages it shares only its share: forked hosts share most of them."""
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
 
 
 def _bytes_in(file: Path) -> int:
