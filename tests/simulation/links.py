@@ -50,19 +50,19 @@ class Link:
 
     def send_up(self, frame: bytes) -> None:
         """From the peer to the master."""
+        now_ms = self.world.now_ms
         for delay_ms in self._fates():
-            due_ms = max(self.world.now_ms + delay_ms, self.up_stalled_ms)
-            due_ms = self._ordered(due_ms, self._up_last_ms)
+            due_ms = self._ordered(max(now_ms + delay_ms, self.up_stalled_ms), self._up_last_ms)
             self._up_last_ms = max(due_ms, self._up_last_ms)
-            self.world.at(due_ms - self.world.now_ms, self._arrive_up, frame)
+            self.world.at(due_ms - now_ms, self._arrive_up, frame)
 
     def send_down(self, frame: bytes) -> None:
         """From the master to the peer."""
+        now_ms = self.world.now_ms
         for delay_ms in self._fates():
-            due_ms = max(self.world.now_ms + delay_ms, self.down_stalled_ms)
-            due_ms = self._ordered(due_ms, self._down_last_ms)
+            due_ms = self._ordered(max(now_ms + delay_ms, self.down_stalled_ms), self._down_last_ms)
             self._down_last_ms = max(due_ms, self._down_last_ms)
-            self.world.at(due_ms - self.world.now_ms, self._arrive_down, frame)
+            self.world.at(due_ms - now_ms, self._arrive_down, frame)
 
     def publish(self, frame: bytes) -> None:
         """A hint, over a connection of its own: now and then it gets lost."""

@@ -17,6 +17,7 @@ Thing = tuple[Callable[..., object], tuple[Any, ...]]
 WALL_AT_ZERO: Final = 1_700_000_000_000
 NEVER: Final = 1 << 60
 _TRACED: Final = 60
+_SAID_BYTES: Final = 65_536
 
 
 class Alarm:
@@ -89,10 +90,12 @@ class World:
         self.left_out = left_out
         self.trace: deque[tuple[Any, ...]] = deque(maxlen=_TRACED)
         self._digest = blake2b(digest_size=16)
-        # What is left of the moment that is now; what happens at each moment from now on (ms), and
-        # the moments to come, as a heap.
-        self._left: deque[Thing] = deque()
-        self._agenda = {0: self._left}
+        # What the digest has not seen yet: it is quicker with much at once.
+        self._said = bytearray()
+        # What happens at each moment from now on (ms), what of it is left of the one that is now,
+        # and the moments to come, as a heap.
+        self._agenda: dict[int, list[Thing]] = {0: []}
+        self._left = iter(self._agenda[0])
         self._moments: list[int] = []
 
     @property
@@ -102,6 +105,8 @@ class World:
     @property
     def digest(self) -> str:
         """Of everything noted so far: two runs of one seed have the same."""
+        self._digest.update(self._said)
+        self._said.clear()
         return self._digest.hexdigest()
 
     def at(self, delay_ms: int, do: Callable[..., object], *args: Any) -> None:
@@ -109,40 +114,47 @@ class World:
         due_ms = self.now_ms + delay_ms
         things = self._agenda.get(due_ms)
         if things is None:
-            self._agenda[due_ms] = things = deque()
+            self._agenda[due_ms] = [(do, args)]
             heappush(self._moments, due_ms)
-        things.append((do, args))
+        else:
+            things.append((do, args))
 
     def step(self) -> bool:
         """The next thing happens. False: nothing ever will."""
-        if not self._left:
-            if not self._moments:
-                return False
-            self._pass_on()
-        do, args = self._left.popleft()
-        self.events += 1
-        do(*args)
-        return True
+        for do, args in self._left:
+            self.events += 1
+            do(*args)
+            return True
+        if not self._moments:
+            return False
+        self._pass_on()
+        return self.step()
 
     def run(self, events: int) -> None:
         """Until so many have happened."""
         while self.events < events:
-            if not self._left:
-                self._pass_on()
-            do, args = self._left.popleft()
-            self.events += 1
-            do(*args)
+            for do, args in self._left:
+                self.events += 1
+                do(*args)
+                if self.events >= events:
+                    return
+            self._pass_on()
 
     def _pass_on(self) -> None:
-        """Time passes, until there is something to do."""
-        self._agenda.pop(self.now_ms, None)
+        """Nothing is left to do now: time passes, until there is."""
+        del self._agenda[self.now_ms]
         self.now_ms = heappop(self._moments)
-        self._left = self._agenda[self.now_ms]
+        self._left = iter(self._agenda[self.now_ms])
 
     def note(self, what: str, *more: Any, data: bytes = b"") -> None:
         """Part of the trace; data: what was said, for the digest."""
         self.trace.append((self.now_ms, what, *more))
-        self._digest.update(f"{self.now_ms} {what}".encode() + data)
+        said = self._said
+        said += f"{self.now_ms} {what}".encode()
+        said += data
+        if len(said) > _SAID_BYTES:
+            self._digest.update(said)
+            said.clear()
 
     def fault(self, kind: str) -> bool:
         """A fault is about to be injected. False: not in this run."""

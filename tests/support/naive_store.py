@@ -165,7 +165,8 @@ class NaiveStore:
 
 
 def _take_over(kept: dict[K, V], new: dict[K, V]) -> None:
-    kept.update({key: copy.copy(row) for key, row in new.items()})
+    if new:
+        kept.update({key: copy.copy(row) for key, row in new.items()})
 
 
 def _copies(rows: dict[K, V]) -> list[V]:

@@ -272,8 +272,11 @@ class MasterState:
             changes.wall_ms = self.wall_ms
         if self._turn_keys:
             self._age_keys()
-        turn = Turn(self.turn, changes, self._actions, writes)
-        self._changes, self._actions = Changes(), []
+        # Most turns change nothing, and what is empty serves for the next one.
+        turn = Turn(self.turn, changes if writes else _NOTHING, self._actions, writes)
+        if writes:
+            self._changes = Changes()
+        self._actions = []
         self._new.clear()
         self._dirty.clear()
         self._dirty_jobs.clear()
