@@ -80,13 +80,25 @@ class Totals:
             f"{self.faults.total():,} faults  {len(self.failures)} violations  {took_s:.0f} s"
         )
 
+    @property
+    def total(self) -> str:
+        """What it all came to, in one line that a log can be searched for."""
+        return (
+            f"simulation: {self.seeds:,} seeds, {self.events:,} events, {self.virtual_hours:,.1f} "
+            f"hours of virtual time, {self.tasks:,} tasks, {len(self.failures)} violations"
+        )
+
+    @property
+    def virtual_hours(self) -> float:
+        return self.virtual_ms / 3_600_000
+
     def table(self) -> Table:
         """Totals for people. Faults by kind, the most frequent first."""
         table = Table(title="simulation", title_justify="left", show_header=False)
         table.add_row("seeds", f"{self.seeds:,}")
         table.add_row("events", f"{self.events:,}")
         table.add_row("events/s", f"{self.events / (time.monotonic() - self.began):,.0f}")
-        table.add_row("virtual time", f"{self.virtual_ms / 3_600_000:,.1f} hours")
+        table.add_row("virtual time", f"{self.virtual_hours:,.1f} hours")
         table.add_row("tasks", f"{self.tasks:,}")
         kinds = ", ".join(f"{kind} {number:,}" for kind, number in self.faults.most_common())
         table.add_row(f"{self.faults.total():,} faults", kinds)
@@ -117,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     if totals.failures and args.shrink:
         _shrink(totals.failures[0], console)
     console.print(totals.table())
+    console.print(totals.total, markup=False, soft_wrap=True)
     return 1 if totals.failures else 0
 
 

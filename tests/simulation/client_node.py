@@ -190,7 +190,7 @@ class ClientNode:
     # --- links ----------------------------------------------------------------------------------
 
     def _connect_later(self) -> None:
-        self.world.at(1 + self.world.rng.randrange(200), self._connect)
+        self.world.at(1 + int(self.world.rng.random() * 200), self._connect)
 
     def _connect(self) -> None:
         if self.link is None:

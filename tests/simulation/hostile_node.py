@@ -65,27 +65,27 @@ class HostileNode:
     def _message(self) -> WorkerMessage:
         rng = self.world.chance
         roll = int(rng.random() * 8)
-        refs = tuple(self._ref() for _ in range(1 + int(rng.random() * 3)))
-        inventory = tuple(Held(one.task_id, one.attempt, int(rng.random() * 3)) for one in refs)
+        refs = tuple([self._ref() for _ in range(1 + int(rng.random() * 3))])
+        if roll == 2:
+            return Started(refs)
+        if roll == 3:
+            return Returned(refs, "because")
+        if roll == 4:
+            return Progress(tuple([ProgressNote(*_pair(one), 0.5, "ha") for one in refs]))
+        if roll > 4:
+            return Results(tuple([self._result(one) for one in refs]))
+        inventory = tuple([Held(one.task_id, one.attempt, int(rng.random() * 3)) for one in refs])
         if roll == 0:
             return Hello(
                 PROTOCOL_VERSION, self.name, rng.randbytes(16), "x", Capabilities(),
                 (TypeOffer(TASK_TYPE, Pool.SYNC),), (PoolOffer(Pool.SYNC, rng.randrange(100)),),
                 (), rng.randrange(4_096), inventory,
             )  # fmt: skip
-        if roll == 1:
-            self._seq += rng.randrange(3)
-            return Heartbeat(
-                self._seq, rng.randrange(10**6), Resources(), rng.randrange(5),
-                rng.randrange(4_096), rng.randrange(9), inventory, rng.random() < 0.1,
-            )  # fmt: skip
-        if roll == 2:
-            return Started(refs)
-        if roll == 3:
-            return Returned(refs, "because")
-        if roll == 4:
-            return Progress(tuple(ProgressNote(*_pair(one), 0.5, "ha") for one in refs))
-        return Results(tuple(self._result(one) for one in refs))
+        self._seq += rng.randrange(3)
+        return Heartbeat(
+            self._seq, rng.randrange(10**6), Resources(), rng.randrange(5),
+            rng.randrange(4_096), rng.randrange(9), inventory, rng.random() < 0.1,
+        )  # fmt: skip
 
     def _result(self, ref: AttemptRef) -> TaskResult:
         rng = self.world.chance

@@ -215,7 +215,7 @@ class WorkerNode:
     # --- links ----------------------------------------------------------------------------------
 
     def _connect_later(self) -> None:
-        self.world.at(1 + self.world.rng.randrange(200), self._connect, self._boots)
+        self.world.at(1 + int(self.world.rng.random() * 200), self._connect, self._boots)
 
     def _connect(self, boot: int) -> None:
         if not self.is_up or boot != self._boots or self.link is not None:

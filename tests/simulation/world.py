@@ -24,19 +24,24 @@ class Alarm:
     """Wakes its owner at the earliest moment asked for since it last did. Costs few steps: a later
     wish waits for the earlier alarm, which then is set anew."""
 
-    __slots__ = ("_armed_ms", "_due_ms", "_wake", "_world", "is_off")
+    __slots__ = ("_armed_ms", "_due_ms", "_noted_ms", "_wake", "_world", "is_off")
 
     def __init__(self, world: World, wake: Callable[[], object]) -> None:
         self.is_off = False
         self._world = world
         self._wake = wake
         self._due_ms = self._armed_ms = NEVER
+        # When the world will call anyway: a moment that is wished for again is there already.
+        self._noted_ms: set[int] = set()
 
     def set(self, due_ms: int) -> None:
         """Wake at due_ms, whatever was wished before."""
         self._due_ms = due_ms
         if due_ms < self._armed_ms:
             self._armed_ms = due_ms
+            if due_ms in self._noted_ms:
+                return
+            self._noted_ms.add(due_ms)
             self._world.at(due_ms - self._world.now_ms, self._fire, due_ms)
 
     def hurry(self, due_ms: int) -> None:
@@ -45,6 +50,7 @@ class Alarm:
             self.set(due_ms)
 
     def _fire(self, armed_ms: int) -> None:
+        self._noted_ms.discard(armed_ms)
         if armed_ms == self._armed_ms and not self.is_off:
             self._armed_ms = NEVER
             due_ms, self._due_ms = self._due_ms, NEVER

@@ -76,6 +76,8 @@ class WorkQueue:
         self._running_max = running_max or sum(slots.values())
         self._lanes = {pool: Lane(count, deque()) for pool, count in slots.items()}
         self._is_capped = self._running_max < sum(slots.values())
+        # How many tasks can run at once, all pools together.
+        self.slots: Final = min(self._running_max, sum(slots.values()))
         self._works: dict[int, Work] = {}
         self._parked: dict[int, Work] = {}
         self._windows: list[tuple[int, int, int]] = []
@@ -90,11 +92,6 @@ class WorkQueue:
     @property
     def waiting(self) -> int:
         return sum(lane.waiting for lane in self._lanes.values()) + len(self._parked)
-
-    @property
-    def slots(self) -> int:
-        """How many tasks can run at once, all pools together."""
-        return min(self._running_max, sum(lane.slots for lane in self._lanes.values()))
 
     def attempt_of(self, task_id: int) -> int:
         """The newest attempt of this task that is held here; 0: none."""

@@ -245,7 +245,7 @@ class Session:
         dues = [self._hello_due_ms, self._reconnect_due_ms, self._complain_due_ms]
         if self.link is Link.GREETING:
             dues.append(self._greeting_since_ms + self._timeout_ms + 1)
-        return min((due for due in dues if due is not None), default=None)
+        return min([due for due in dues if due is not None], default=None)
 
     # --- helpers ---------------------------------------------------------------------------------
 
