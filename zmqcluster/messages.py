@@ -323,7 +323,7 @@ class Welcome(Wire, frozen=True, tag="welcome"):
 
 
 class Assign(Wire, frozen=True, tag="assign"):
-    """Run these. seq counts the Assign messages of this session from 1."""
+    """Run these. seq rises with each Assign to this device, over its sessions with a master."""
 
     epoch: Int63
     seq: Int63

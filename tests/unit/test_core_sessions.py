@@ -231,6 +231,23 @@ def test_an_assign_that_crossed_a_hello_is_handed_out_anew(master: MasterBench) 
     assert master.task(task_id).deaths == 0
 
 
+def test_a_beat_of_the_session_before_tells_nothing_about_the_assigns_of_this_one(
+    master: MasterBench,
+) -> None:
+    master.device("d1", slots=2)
+    master.submit()
+    known = one(master, "d1")
+    # Said again because the Welcome is late; what is assigned from now on is behind it.
+    master.hears("d1", msgspec.structs.replace(master.hellos["d1"], inventory=(held(known),)))
+    master.submit()
+    on_its_way = one(master, "d1")
+
+    master.beat("d1", held(known), assign_seq=1)
+
+    assert master.state(on_its_way.task_id) is TaskState.ASSIGNED
+    assert master.task(on_its_way.task_id).attempt == 1
+
+
 # --- how they go --------------------------------------------------------------------------------
 
 

@@ -415,7 +415,9 @@ def _open_session(state: MasterState, device: Device, peer: Peer, message: Hello
     state.sessions += 1
     device.peer, device.boot_id = peer, message.boot_id
     device.session = state.sessions
-    device.assign_seq = device.beat_seq = 0
+    # Assigns are counted on over sessions: a beat may come that left before our Welcome arrived,
+    # and must not name the number of an Assign which is still on its way.
+    device.beat_seq = 0
     device.heard_ms, device.lost_at_ms = state.now_ms, None
     device.credit, device.draining = message.credit, message.draining
     device.running_max = state.settings.max_tasks_per_device
