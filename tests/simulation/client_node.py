@@ -63,6 +63,7 @@ class ClientNode:
         self.ended: set[TaskId] = set()
         self.jobs: list[JobId] = []
         self.unanswered: list[ClientMessage] = []
+        self._regretted: list[TaskId] = []
         self._asked: dict[bytes, ClientMessage] = {}
         self._boots = self._marks = self._jobs_made = 0
         self._alarm = Alarm(self.world, self._feed)
@@ -126,12 +127,15 @@ class ClientNode:
         if self.jobs and rng.random() < 0.2:
             self._cancel((), rng.choice(self.jobs))
         elif self.awaited:
-            self._cancel((rng.choice(sorted(self.awaited)),))
+            self._regretted = [rng.choice(sorted(self.awaited))]
+            self._cancel(tuple(self._regretted))
 
     def retry_something(self) -> None:
-        if self.ended:
-            chosen = self.world.chance.choice(sorted(self.ended))
-            message = RetryTasks(self.core.new_request_id(), (chosen,))
+        """What was cancelled last, as often as not: people change their minds."""
+        rng = self.world.chance
+        candidates = self._regretted if rng.random() < 0.5 else sorted(self.ended)
+        if candidates:
+            message = RetryTasks(self.core.new_request_id(), (rng.choice(candidates),))
             self.cluster.oracle.retry_asked(message)
             self._ask(message)
 

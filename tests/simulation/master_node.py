@@ -190,6 +190,7 @@ class MasterNode:
             turn = core.handle(now_ms, events)
             pipeline.add(turn)
             self.oracle.master_turned(core.state)
+            self.oracle.answered(turn.actions)
             if turn.writes:
                 self.oracle.decided(turn.changes, turn.actions)
             self.oracle.turn_over()
@@ -220,7 +221,7 @@ class MasterNode:
             events.append(TurnedAway("frame_refused", principal.device_id, str(error)))
             return
         self.world.note("master hears", link.name, type(message).__name__, data=frame)
-        self.oracle.master_heard(link.name)
+        self.oracle.master_heard(link.name, message)
         if isinstance(message, Hello):
             self.oracle.greeted(principal.device_id, message.inventory)
         wants = self.core.wants(message)

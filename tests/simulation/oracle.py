@@ -42,7 +42,11 @@ from zmqcluster.errors import InvariantError
 from zmqcluster.messages import (
     CancelTasks,
     ClientMessage,
+    Heartbeat,
+    HeartbeatAck,
     Held,
+    Hello,
+    Inbound,
     RetryTasks,
     Submit,
     Submitted,
@@ -59,6 +63,8 @@ IN_FLIGHT: Final = (TaskState.ASSIGNED, TaskState.RUNNING)
 TERMINAL: Final = (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.DEAD)
 _FAILING: Final = ("failed", "retry", "timed_out", "rejected")
 DEATHS_MAX: Final = 3
+# The phase of an inventory line whose run has ended.
+DONE: Final = 2
 
 # Audits that cost as much as everything there is.
 AUDIT_COMMITS: Final = 500
@@ -246,6 +252,8 @@ class Oracle:
         # Of this turn: who greeted, and what they listed of what they hold.
         self._greeted: set[DeviceId] = set()
         self._listed: set[Key] = set()
+        # By connection and number of the beat (0: a Hello): what is listed there and has to end.
+        self._unwanted: dict[tuple[Peer, int], set[Key]] = {}
 
     def fail(self, text: str) -> NoReturn:
         raise Violation(f"at {self.world.now_ms} ms: {text}")
@@ -260,9 +268,18 @@ class Oracle:
         self._leases.sessions.clear()
         self._closures.forget_undone(self.world.wall_steps)
 
-    def master_heard(self, peer: Peer) -> None:
-        """Something came over this connection, and is decided upon in this turn."""
+    def master_heard(self, peer: Peer, message: Inbound) -> None:
+        """This came over this connection, and is decided upon in this turn."""
         self._leases.heard[peer] = self.world.now_ms
+        if isinstance(message, Heartbeat | Hello):
+            key = (peer, message.seq if isinstance(message, Heartbeat) else 0)
+            unwanted = {
+                (held.task_id, held.attempt)
+                for held in message.inventory
+                if held.phase != DONE and self._is_unwanted(held)
+            }
+            # Said twice in a turn, it is answered twice.
+            self._unwanted[key] = unwanted & self._unwanted.get(key, unwanted)
 
     def master_lost(self, peer: Peer) -> None:
         """The master was told that this connection is gone."""
@@ -315,8 +332,31 @@ class Oracle:
             key = (row.task_id, row.attempt)
             self.fail(f"attempt {key} is listed in a Hello and is taken for {row.outcome}")
 
+    def _is_unwanted(self, held: Held) -> bool:
+        row = self.disk.tasks.get(TaskId(held.task_id))
+        return row is not None and (
+            row.cancel_requested or row.state in TERMINAL or row.attempt > held.attempt
+        )
+
+    def answered(self, actions: list[Action]) -> None:
+        """Whoever lists what nobody wants any more is told so, each time."""
+        for one in actions if any(self._unwanted.values()) else ():
+            match one:
+                case Send(peer, Welcome(abort=refs)):
+                    seq = 0
+                # Without a number it answers no beat.
+                case Send(peer, HeartbeatAck(seq=seq, abort=refs)) if seq:
+                    pass
+                case _:
+                    continue
+            told = {(ref.task_id, ref.attempt) for ref in refs}
+            untold = self._unwanted.get((peer, seq), set()) - told
+            if untold:
+                self.fail(f"{peer!r} is not told to give up {sorted(untold)}")
+
     def turn_over(self) -> None:
         """The next turn has other messages."""
+        self._unwanted.clear()
         if self._greeted:
             self._greeted.clear()
             self._listed.clear()
