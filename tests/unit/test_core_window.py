@@ -213,6 +213,35 @@ def test_one_closed_origin_with_many_priorities_and_types_yields() -> None:
     assert {*served(master, "d1", within_ms=2_000)} == wanted(master)
 
 
+# --- more lanes than may be in memory -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("own_labels", [False, True])
+def test_a_lane_whose_device_is_busy_is_not_given_up_for_lanes_nobody_runs(
+    own_labels: bool, is_restarted: bool
+) -> None:
+    master = MasterBench(Settings(window_tasks=8, lane_tasks=4, lanes=8))
+    master.audited_tasks_max = 0
+    labels = [(f"host{n}",) if own_labels else ("gpu",) for n in range(40)]
+    master.submit(*[spec(labels=labels[n], rate_key=f"k{n}", priority=9) for n in range(40)])
+    if is_restarted:
+        master.restart()
+    master.advance(12_000)
+    master.device("d1")
+    master.submit(*[spec() for _ in range(3)])
+    for seq in range(1, 4):
+        [running] = master.orders("d1")
+        master.starts("d1", running)
+        for _ in range(40):
+            master.advance(500)
+            master.beat("d1", Held(running.task_id, running.attempt, 1), assign_seq=seq)
+
+        master.ends("d1", running, run_us=20_000_000)
+
+    assert not master.orders("d1")
+
+
 # --- many -----------------------------------------------------------------------------------------
 
 

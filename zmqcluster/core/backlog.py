@@ -74,7 +74,8 @@ def on_lanes(state: MasterState, event: LanesListed) -> None:
     has_room = True
     for key in event.lanes:
         # A new lane is read as long as there are lanes that are not listed, and so is this one.
-        has_room = state.lane(key) is not None
+        # What nobody online runs is passed over when all lanes are taken.
+        has_room = state.lane(key) is not None or state.is_stranded(key)
         if not has_room:
             break
         listing.after = key

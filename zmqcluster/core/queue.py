@@ -24,8 +24,9 @@ from zmqcluster.model import PRIORITY_MAX, TaskId
 
 # Lanes of delayed keys passed over in one turn for want of a free slot.
 _ASIDE_MAX: Final = 32
-# A lane may be given up for one that finds no room when it has given nothing for this long, and
-# sooner for one of higher priority; not at once, because that one may be closed itself.
+# A lane that somebody runs may be given up for one that finds no room when it has given nothing for
+# this long, and sooner for one of higher priority; not at once, because that one may be closed
+# itself.
 _REST_MS: Final = 10_000
 _REST_FOR_HIGHER_MS: Final = 1_000
 # This part of the window is made free when it is full, and kept from what cannot run.
@@ -59,7 +60,9 @@ class ReadyQueue:
         # turn came. Who has been so for longest is first.
         self._idle_shapes: OrderedDict[Shape, None] = OrderedDict()
         self._idle_lanes: OrderedDict[Lane, None] = OrderedDict()
-        # Lanes of stranded shapes: they have no share of the window.
+        # Shapes that nobody online runs. Their lanes have no share of the window, and are given up
+        # first.
+        self._stranded: OrderedDict[Shape, None] = OrderedDict()
         self._stranded_lanes = 0
         # Lanes to be read: those with nothing in memory, then those that run dry.
         self._hunger = Hunger()
@@ -114,17 +117,24 @@ class ReadyQueue:
         released, self._released = self._released, []
         return released
 
-    def lane(self, key: LaneKey, rate: RateKey | None, now_ms: int) -> Lane | None:
+    @property
+    def has_lanes_max(self) -> bool:
+        return len(self.lanes) >= self._lanes_max
+
+    def lane(
+        self, key: LaneKey, rate: RateKey | None, now_ms: int, *, is_stranded: bool = False
+    ) -> Lane | None:
         """The lane of this key, made when there is room for one more; else None.
 
-        Another may be given up for it: take_given_up() follows.
+        Another may be given up for it: take_given_up() follows. is_stranded: nobody online runs its
+        tasks, so only one of the same kind.
         """
         lane = self.lanes.get(key)
         if lane is not None:
             return lane
-        if len(self.lanes) >= self._lanes_max:
+        if self.has_lanes_max:
             self.unlisted = self._has_missed = True
-            if not self._give_one_up(key.priority, now_ms):
+            if not self._give_one_up(key.priority, now_ms, is_stranded=is_stranded):
                 return None
         shape = self.shapes.get((key.task_type, key.labels))
         if shape is None:
@@ -261,7 +271,12 @@ class ReadyQueue:
 
     def _set_asleep(self, shape: Shape, *, is_asleep: bool, is_stranded: bool) -> None:
         if is_stranded != shape.is_stranded:
-            self._stranded_lanes += shape.lanes if is_stranded else -shape.lanes
+            if is_stranded:
+                self._stranded[shape] = None
+                self._stranded_lanes += shape.lanes
+            else:
+                del self._stranded[shape]
+                self._stranded_lanes -= shape.lanes
             self._share()
         self._hunger.move(shape, is_asleep=is_asleep, is_stranded=is_stranded)
 
@@ -399,29 +414,51 @@ class ReadyQueue:
         lane.cursor = min((lane.cursor, *(task.task_id - 1 for task in gone)))
         return gone
 
-    def _give_one_up(self, priority: int, now_ms: int) -> bool:
-        """Forget a lane that rests, for one of this priority. False: there is none."""
+    def _give_one_up(self, priority: int, now_ms: int, *, is_stranded: bool) -> bool:
+        """Forget a lane for one of this priority. False: there is none to forget."""
+        lane = None if is_stranded else self._stranded_lane()
+        lane = lane or self._rested_lane(priority, now_ms)
+        if lane is None or (is_stranded and not lane.shape.is_stranded):
+            return False
+        for task in lane.tasks:
+            if self._is_live(task):
+                del self._where[task.task_id]
+                self._bytes -= task.memory_bytes
+                self._given_up.append(task)
+        lane.tasks.clear()
+        lane.count, lane.more = 0, False
+        self._hunger.discard(lane)
+        self._idle_lanes.pop(lane, None)
+        self.unlisted = self._has_missed = True
+        self._drop_if_idle(lane)
+        return True
+
+    def _stranded_lane(self) -> Lane | None:
+        """One that nobody online runs, of the lowest priority of its shape."""
+        for shape in self._stranded:
+            for level in sorted({*shape.starving, *shape.rotations}):
+                if level in shape.starving:
+                    return shape.first_starving(level)
+                rotation = shape.rotations[level]
+                while rotation and not rotation[-1].count:
+                    rotation.pop().rotated = False
+                if rotation and not rotation[-1].loading:
+                    return rotation[-1]
+            # Its lanes are being read, or their keys are closed: the next time another is first.
+            self._stranded.move_to_end(shape)
+            return None
+        return None
+
+    def _rested_lane(self, priority: int, now_ms: int) -> Lane | None:
         for level, lanes in enumerate(self._by_rest):
             lane = next(iter(lanes), None)
             rest_ms = _REST_FOR_HIGHER_MS if level < priority else _REST_MS
             if lane is None or now_ms - lane.gave_ms < rest_ms:
                 continue
-            if lane.loading:
-                lanes.move_to_end(lane)
-                continue
-            for task in lane.tasks:
-                if self._is_live(task):
-                    del self._where[task.task_id]
-                    self._bytes -= task.memory_bytes
-                    self._given_up.append(task)
-            lane.tasks.clear()
-            lane.count, lane.more = 0, False
-            self._hunger.discard(lane)
-            self._idle_lanes.pop(lane, None)
-            self.unlisted = self._has_missed = True
-            self._drop_if_idle(lane)
-            return True
-        return False
+            if not lane.loading:
+                return lane
+            lanes.move_to_end(lane)
+        return None
 
     def _take(self, lane: Lane) -> TaskRow:
         while True:
@@ -494,6 +531,7 @@ class ReadyQueue:
             del self.shapes[lane.shape.key]
             self._awake.pop(lane.shape, None)
             self._idle_shapes.pop(lane.shape, None)
+            self._stranded.pop(lane.shape, None)
         elif lane.rotated:
             self._note_gone(lane.shape)
 

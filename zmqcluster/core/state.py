@@ -19,7 +19,7 @@ from zmqcluster.core.delays import Delays
 from zmqcluster.core.effects import Action, Changes, Log, Send, Turn
 from zmqcluster.core.events import Facts, LaneKey, Peer
 from zmqcluster.core.fleet import Device, Fleet, Flight, give_back
-from zmqcluster.core.lanes import Lane
+from zmqcluster.core.lanes import Lane, Shape
 from zmqcluster.core.lifecycle import TaskCause, advance
 from zmqcluster.core.queue import ReadyQueue
 from zmqcluster.core.rates import RateKey
@@ -383,12 +383,17 @@ class MasterState:
         if lane is not None:
             return lane
         rate = self.rate(key.rate_key)
-        lane = self.queue.lane(key, rate, self.now_ms)
+        is_stranded = self.queue.has_lanes_max and self.is_stranded(key)
+        lane = self.queue.lane(key, rate, self.now_ms, is_stranded=is_stranded)
         for task in self.queue.take_given_up():
             self.leave(task)
         if lane is not None and rate is not None and rate.opens_at_ms() > self.now_ms:
             self.timers.set_no_later(f"key {rate.name}", rate.opens_at_ms())
         return lane
+
+    def is_stranded(self, key: LaneKey) -> bool:
+        """Does nobody online run the tasks of this lane?"""
+        return not self.fleet.runs(Shape(key.task_type, key.labels))
 
     # --- rate keys ----------------------------------------------------------------------------
 
