@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.support.master_bench import MasterBench, spec
+from zmqcluster.core import fleet
 from zmqcluster.core.settings import Settings
 from zmqcluster.messages import Held, RateRule, TaskOrder, TaskSpec
 from zmqcluster.model import Pool
@@ -85,13 +86,18 @@ def test_lanes_that_yielded_are_run_when_the_label_comes_highest_priority_first(
     master.audit()
 
 
+@pytest.mark.parametrize("remembered", [10, 100_000])
 @pytest.mark.parametrize("priority", [1, 5, 9])
-def test_lanes_of_labels_of_their_own_yield_too(priority: int) -> None:
+def test_lanes_of_labels_of_their_own_yield_too(
+    priority: int, remembered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "_ABSENT_MAX", remembered)
     stuck = [spec(labels=(f"host{n}",), priority=priority) for n in range(40)]
     master = with_what_cannot_run(*stuck)
     master.device("d1", slots=2)
 
     assert {*served(master, "d1", within_ms=2_000)} == wanted(master)
+    assert len(master.core.state.fleet.sections) == 1, "none for labels nobody has"
     master.device("d2", labels=("host7", "host33", "other"))
     assert {*served(master, "d2", within_ms=2_000)} == {8, 34}
     master.forget()

@@ -242,12 +242,11 @@ def _reasons(state: MasterState, task: TaskRow) -> list[str]:
             reasons.append(f"rate key {rate.name} has {rate.running} running, its limit is reached")
     key = LaneKey(task.task_type, task.labels, task.rate_key, task.priority)
     lane = state.queue.lanes.get(key)
-    shape = state.queue.shapes.get((task.task_type, task.labels))
     if not state.fleet.by_peer:
         reasons.append("no device is online")
     elif not any(one.state is DeviceState.ONLINE for one in state.fleet.online()):
         reasons.append("every device that is online is drained")
-    elif shape is not None and not state.fleet.runs(shape):
+    elif state.is_stranded(key):
         labels = f" with labels {task.labels}" if task.labels else ""
         reasons.append(f"no online device{labels} runs {task.task_type}")
     ahead = sum(

@@ -20,7 +20,7 @@ _LANES_LISTED: Final = 1_000
 _LIST_EVERY_MS: Final = 1_000
 # Refills of one turn together stay small enough not to hold up the loop for long.
 _REFILLS_PER_TURN: Final = 8
-# Looking for lanes to shorten takes a look at all of them.
+# Looking for lanes to shorten takes a look at all that have two tasks or more.
 _SHED_EVERY_MS: Final = 100
 
 

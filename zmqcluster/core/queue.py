@@ -48,6 +48,8 @@ class ReadyQueue:
         # The same by priority, who gave a task longest ago first. Not dicts: finding the first key
         # walks over all that were deleted before it.
         self._by_rest = tuple(OrderedDict[Lane, None]() for _ in range(PRIORITY_MAX + 1))
+        # Lanes that have had more than one task in memory since shed() looked at them.
+        self._long: dict[Lane, None] = {}
         self._given_up: list[TaskRow] = []
         self.shapes: dict[tuple[str, str], Shape] = {}
         # Those that may have a task to give; who was served longest ago is first.
@@ -173,6 +175,8 @@ class ReadyQueue:
         else:
             lane.tasks.append(task)
         lane.count += 1
+        if lane.count == 2:
+            self._long[lane] = None
         self._where[task.task_id] = (lane, task)
         self._bytes += task.memory_bytes
         if lane.is_starving:
@@ -373,7 +377,8 @@ class ReadyQueue:
 
         When all are short, those that rest fall back on the database.
         """
-        lanes = [lane for lane in self.lanes.values() if lane.count > 1 and not lane.loading]
+        self._long = {lane: None for lane in self._long if lane.count > 1}
+        lanes = [lane for lane in self._long if not lane.loading]
         if not lanes:
             return self._yield_rested(now_ms)
         longest = max(lane.count for lane in lanes)
@@ -389,7 +394,7 @@ class ReadyQueue:
     def _yield_rested(self, now_ms: int) -> list[TaskRow]:
         gone: list[TaskRow] = []
         for lanes in self._by_rest:
-            for _ in range(len(lanes) // 8 + 1):
+            for _ in range(min(len(lanes), _YIELDING_MAX)):
                 lane = next(iter(lanes), None)
                 if lane is None or now_ms - lane.gave_ms < _REST_MS or self._has_yielded():
                     break
@@ -520,6 +525,7 @@ class ReadyQueue:
             return
         del self.lanes[lane.key]
         del self._by_rest[lane.key.priority][lane]
+        self._long.pop(lane, None)
         if lane.rate is not None:
             del lane.rate.lanes[lane]
             if not lane.rate.lanes:
