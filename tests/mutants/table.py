@@ -275,8 +275,9 @@ MUTANTS: Final = (
     Mutant(
         "label_ignored",
         _CORE + "fleet",
-        "        return self.sections.get(shape.labels) or self._open_section(shape.labels)\n",
-        "        return self.sections[()]\n",
+        "        section = self.sections.get(shape.labels)\n"
+        "        if section is None and self._having",
+        "        section = self.sections[()]\n        if section is None and self._having",
         "a task runs on a device without its label",
     ),
     Mutant(
@@ -592,7 +593,7 @@ MUTANTS: Final = (
     Mutant(
         "shed_tasks_not_read",
         _CORE + "queue",
-        "        lane.cursor = min(lane.cursor, *(task.task_id - 1 for task in gone))\n",
+        "        lane.cursor = min((lane.cursor, *(task.task_id - 1 for task in gone)))\n",
         "",
         "a task that left memory for others is never read again",
         (
@@ -616,8 +617,8 @@ MUTANTS: Final = (
     Mutant(
         "given_up_lane_not_listed",
         _CORE + "queue",
-        "            self.unlisted = self._has_missed = True\n            self._drop",
-        "            self._drop",
+        "        self.unlisted = self._has_missed = True\n        self._drop",
+        "        self._drop",
         "the tasks of a lane that was given up for another are never found again",
         (
             "window_tasks=4",
