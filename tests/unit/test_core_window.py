@@ -219,6 +219,28 @@ def test_one_closed_origin_with_many_priorities_and_types_yields() -> None:
     assert {*served(master, "d1", within_ms=2_000)} == wanted(master)
 
 
+def test_keys_that_open_are_in_line_by_priority_though_the_window_is_never_empty() -> None:
+    rules = tuple(RateRule(f"k{n}", closed_for_ms=5_000) for n in range(10))
+    master = MasterBench(TIGHT)
+    master.audited_tasks_max = 0
+    master.submit(*[spec(rate_key=one.rate_key, priority=9) for one in rules], rates=rules)
+    master.submit(*[spec(rate_key=f"open{n % 12}", priority=5) for n in range(480)])
+    master.device("d1")
+
+    priorities = []
+    for turn in range(60):
+        [order] = master.orders("d1")
+        priorities.append(master.task(order.task_id).priority)
+        if turn % 2:
+            master.advance(500)
+        master.ends("d1", order, run_us=60_000_000)
+
+    # Five seconds are over after twenty; then what is in memory already goes first.
+    assert priorities[:20] == [5] * 20
+    assert priorities[20 : 30 + TIGHT.window_tasks].count(9) == 10
+    master.forget()
+
+
 # --- more lanes than may be in memory -------------------------------------------------------------
 
 
