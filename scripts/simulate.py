@@ -98,6 +98,9 @@ class Totals:
         table.add_row("seeds", f"{self.seeds:,}")
         table.add_row("events", f"{self.events:,}")
         table.add_row("events/s", f"{self.events / (time.monotonic() - self.began):,.0f}")
+        # Of this process and those that have ended, their start included.
+        cpu_s = sum(os.times()[:4])
+        table.add_row("events a second of CPU", f"{self.events / cpu_s:,.0f}")
         table.add_row("virtual time", f"{self.virtual_hours:,.1f} hours")
         table.add_row("tasks", f"{self.tasks:,}")
         kinds = ", ".join(f"{kind} {number:,}" for kind, number in self.faults.most_common())
