@@ -133,21 +133,6 @@ MUTANTS: Final = (
         "backoff_ms(tries, state.rng)",
         "a task that asked for a pause is tried again before it is over",
     ),
-    Mutant(
-        "salvaged_in_a_cancelled_job",
-        _CORE + "results",
-        "    if state.job(task.job_id).state is JobState.CANCELLED:\n",
-        "    if False:\n",
-        "the late end of an attempt completes a task of a cancelled job",
-        (
-            "cancels_every_ms=600",
-            "retries_every_ms=0",
-            "slow_commits=0.3",
-            "breaks_every_ms=1500",
-            "hostile=0",
-            "task_failures=0",
-        ),
-    ),
     # --- commit before send ------------------------------------------------------------------
     Mutant(
         "ack_before_commit",
