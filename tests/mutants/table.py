@@ -599,23 +599,6 @@ MUTANTS: Final = (
         "the tasks of a lane that found no room are never found again",
         ("lanes=6",),
     ),
-    Mutant(
-        "given_up_lane_not_listed",
-        _CORE + "queue",
-        "        self.unlisted = self._has_missed = True\n        self._drop",
-        "        self._drop",
-        "the tasks of a lane that was given up for another are never found again",
-        (
-            "window_tasks=4",
-            "lane_tasks=2",
-            "lanes=50000",
-            "delayed_tasks=2",
-            "tasks=120",
-            "task_failures=0.3",
-            "cancels_every_ms=0",
-            "master_crashes_every_ms=0",
-        ),
-    ),
     # --- workers ------------------------------------------------------------------------------
     Mutant(
         "drain_lost_on_restart",

@@ -163,6 +163,7 @@ class MasterNode:
         if world.now_ms >= self._next_tick_ms:
             self._next_tick_ms = world.now_ms + TICK_MS
             events.append(Tick(world.wall_ms))
+            self.oracle.clock_read()
             if world.now_ms - self._ticked_ms > self.settings.heartbeat_interval_ms:
                 self.oracle.master_stalled()
             self._ticked_ms = world.now_ms

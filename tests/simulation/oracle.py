@@ -124,17 +124,22 @@ class Closures(Struct):
     writing: list[tuple[int, str, int]] = []
     kept: dict[str, list[tuple[int, int]]] = {}
     decided: dict[tuple[int, int], int] = {}
+    # How often the wall clock had been set when the master last looked at it, and when it did for
+    # the clocks that are decided on, being written, on disk.
+    steps_seen: int = 0
+    steps_read: int = 0
+    steps_writing: int = 0
     wall_steps: int = 0
 
     def begin(self) -> None:
         self.writing, self.learned = self.learned, []
+        self.steps_writing = self.steps_read
 
-    def committed(self, batch: Changes, wall_steps: int) -> None:
+    def committed(self) -> None:
         for turn, name, until_ms in self.writing:
             self.kept.setdefault(name, []).append((turn, until_ms))
         self.writing = []
-        if batch.clock_ms:
-            self.wall_steps = wall_steps
+        self.wall_steps = self.steps_writing
 
     def forget_undone(self, wall_steps: int) -> None:
         """A master starts: it knows what is on disk."""
@@ -142,7 +147,7 @@ class Closures(Struct):
         if wall_steps != self.wall_steps:
             # How long it was away is read off the wall clock, which was set meanwhile.
             self.kept.clear()
-            self.wall_steps = wall_steps
+        self.steps_seen = self.steps_read = self.steps_writing = self.wall_steps = wall_steps
 
     def closed_until_ms(self, name: str, key: tuple[int, int]) -> int:
         """Until when the master knew of it when it handed this attempt out."""
@@ -289,9 +294,15 @@ class Oracle:
         """The master was stopped for a while; every lease begins anew."""
         self._leases.forgiven_ms = self.world.now_ms
 
+    def clock_read(self) -> None:
+        """The master is told the wall time."""
+        self._closures.steps_seen = self.world.wall_steps
+
     def decided(self, changes: Changes, actions: list[Action]) -> None:
         """What a turn came to, before it is on disk."""
         now_ms, welcomed = self.world.now_ms, _welcomed(actions)
+        if changes.clock_ms:
+            self._closures.steps_read = self._closures.steps_seen
         for key, row in changes.assignments.items():
             if not row.outcome:
                 self._closures.decided.setdefault(key, self._turns)
@@ -432,7 +443,7 @@ class Oracle:
     def committing(self, disk: NaiveStore, batch: Changes) -> None:
         """These rows are about to be on disk."""
         self.commits += 1
-        self._closures.committed(batch, self.world.wall_steps)
+        self._closures.committed()
         for event in batch.events:
             if event.kind == "task_revived":
                 # Its end and its new life may be in one batch.

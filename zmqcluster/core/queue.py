@@ -434,7 +434,6 @@ class ReadyQueue:
         lane.count, lane.more = 0, False
         self._hunger.discard(lane)
         self._idle_lanes.pop(lane, None)
-        self.unlisted = self._has_missed = True
         self._drop_if_idle(lane)
         return True
 
