@@ -275,7 +275,9 @@ def _now(one: Run) -> Text:
 
 
 def _line(one: Run) -> str:
-    figures = f"{one.verdict.tasks} tasks, {one.verdict.starts} runs"
+    verdict = one.verdict
+    figures = f"{verdict.tasks} tasks, {verdict.starts} runs, {verdict.unknown} unanswered"
+    figures += f" of which {verdict.carried_out} were carried out" if verdict.unknown else ""
     return f"{one.state:<8} {one.fault.number:>3} {one.fault.name} ({one.took_s:.1f} s, {figures})"
 
 

@@ -43,12 +43,13 @@ def submit(rig: Rig, task_type: str, count: int = 1, **fields: Any) -> list[int]
         return answer.task_ids
 
     keys = tuple(one.unique_key for one in specs)
+    marks = tuple(one.data for one in specs)
     try:
         ids = rig.cluster.ask(work)
     except TimeoutError:
-        rig.extra.submissions.append(Submission(Answer.UNKNOWN, keys))
+        rig.extra.submissions.append(Submission(Answer.UNKNOWN, keys, marks=marks))
         raise
-    rig.extra.submissions.append(Submission(Answer.OK, keys, ids))
+    rig.extra.submissions.append(Submission(Answer.OK, keys, ids, marks=marks))
     return list(ids)
 
 

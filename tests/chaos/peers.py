@@ -22,9 +22,9 @@ import psutil  # type: ignore[import-untyped]  # ships no types
 
 from tests.chaos.catalogue import Tier, fault
 from tests.chaos.own_tasks import counted, end_of, events, has_begun, submit
-from tests.chaos.rig import Load, Rig
+from tests.chaos.rig import Load, Rig, now_ms
 from tests.support.cluster import wait_until
-from tests.support.history import Answer, Cancel, Submission, Told
+from tests.support.history import Answer, Submission, Told
 from tests.support.raw_peer import (
     COMMAND,
     GREETING,
@@ -356,7 +356,7 @@ def foreign_results(rig: Rig) -> None:
         peer.hears(Welcome)
         [victim] = submit(rig, "trace", data={"path": str(rig.trace), "seconds": 2.0})
         has_begun(rig, victim)
-        ended = load.submissions[0].task_ids[0]
+        ended = next(one.task_ids[0] for one in load.submissions if one.task_ids)
         forged = [
             TaskResult(task_id, attempt, outcome, b"\xa6forged")
             for task_id in (victim, ended, 10**15)
@@ -446,8 +446,9 @@ def cancelled_at_the_end(rig: Rig) -> None:
         async def work(client: DistributionClient) -> None:
             for task_id in ids:
                 await asyncio.sleep(0.004)
+                asked_ms = now_ms()
                 changed = await client.cancel([task_id])
-                rig.extra.cancels.append(Cancel(Answer.OK, changed.task_ids))
+                rig.note_cancel(changed.task_ids, asked_ms)
 
         rig.cluster.ask(work)
         states = [end_of(rig, task_id).state for task_id in ids]
@@ -641,7 +642,7 @@ def _round_trip_s(rig: Rig) -> float:
             task_id = await client.submit("trace", {"path": str(rig.trace)})
             rig.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
             [end] = await client.wait([task_id], timeout_s=20)
-            rig.extra.told.append(Told(task_id, end.state))
+            rig.extra.told.append(Told(task_id, end.state, now_ms()))
             times.append(time.monotonic() - began)
         return sorted(times)
 

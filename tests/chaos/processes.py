@@ -35,6 +35,7 @@ def master_killed(rig: Rig) -> None:
             master = cluster.start_master()
         rig.flows(load, 40)
     rig.judge()
+    assert rig.verdict.unknown, "a kill leaves requests without an answer"
 
 
 @fault(2, "master dies at a named point", needs=("failpoints",))
@@ -95,6 +96,7 @@ def restart_storm(rig: Rig) -> None:
             rig.cluster.start_master()
         rig.flows(load)
     rig.judge()
+    assert rig.verdict.unknown, "a kill leaves requests without an answer"
     assert rig.cluster.rows("SELECT value FROM meta WHERE key = 'epoch'") == [(7,)]
     assert rig.cluster.rows("SELECT max(attempt) FROM tasks")[0][0] <= 3, "attempts explode"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tests.support.cluster import Cluster, trace_lines, wait_until
 from tests.support.history import (
@@ -26,6 +28,7 @@ from tests.support.history import (
     History,
     Start,
     Submission,
+    Told,
     problems,
 )
 from tests.support.history import (
@@ -36,27 +39,45 @@ from zmqcluster.errors import MasterUnreachable, RequestRefused
 from zmqcluster.messages import TaskSpec
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 # A load that keeps everything busy and leaves the machine room for the fault.
 BATCH: Final = 5
 PAUSE_S: Final = 0.05
+RETRIES: Final = 20
 REST_S: Final = 60.0
+# How long a program waits for an answer: less than a master takes to start, so that a kill leaves
+# requests without one; twice as long after each of them, so that a slow master gets on.
+PATIENCE_S: Final = 0.5
 
 
 class Load:
-    """A program that submits, and now and then cancels, until it is told to stop.
+    """A program that submits, and now and then cancels or waits, until it is told to stop.
 
-    Everything it asks is noted with what became of it, before and after each answer.
+    Everything it asks is noted with what became of it, before and after each answer. It gives up
+    soon and asks for something else: what it asked for may be carried out or not.
+    can_fail: the fault may do to its tasks what makes them fail.
     """
 
-    def __init__(self, cluster: Cluster, trace: Path, seed: int, pause_s: float = PAUSE_S) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        trace: Path,
+        seed: int,
+        pause_s: float = PAUSE_S,
+        *,
+        can_fail: bool = False,
+    ) -> None:
         self.pause_s = pause_s
         self.submissions: list[Submission] = []
         self.cancels: list[Cancel] = []
+        self.told: list[Told] = []
         self._cluster = cluster
         self._trace = trace
         self._rng = Random(seed)
         self._seed, self._made = seed, 0
+        self._can_fail = can_fail
+        self._patience_s = PATIENCE_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load")
         self._thread.start()
@@ -73,32 +94,68 @@ class Load:
         self._cluster.ask(self._submit)
 
     async def _submit(self, client: DistributionClient) -> None:
-        while not self._stop.is_set():
-            specs = [self._spec() for _ in range(BATCH)]
-            keys = tuple(one.unique_key for one in specs)
-            marks = tuple(one.data for one in specs)
-            try:
-                answer = await client.submit_many(specs, watch=False)
-            except RequestRefused:
-                self.submissions.append(Submission(Answer.FAIL, keys, marks=marks))
-            except MasterUnreachable:
-                self.submissions.append(Submission(Answer.UNKNOWN, keys, marks=marks))
-            else:
-                self.submissions.append(
-                    Submission(Answer.OK, keys, answer.task_ids, answer.job_id, marks)
-                )
-                await self._cancel_one(client, answer.task_ids)
-            await asyncio.sleep(self.pause_s)
+        waiting: set[asyncio.Task[None]] = set()
+        try:
+            while not self._stop.is_set():
+                task_ids = await self._submit_batch(client)
+                if task_ids and self._rng.random() < 0.1:
+                    await self._cancel_one(client, task_ids)
+                if task_ids and self._rng.random() < 0.1:
+                    waiting.add(asyncio.create_task(self._hear(client, task_ids)))
+                await asyncio.sleep(self.pause_s)
+        finally:
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _submit_batch(self, client: DistributionClient) -> tuple[int, ...]:
+        """The new tasks; empty when nobody said so."""
+        specs = [self._spec() for _ in range(BATCH)]
+        asked = Submission(
+            Answer.UNKNOWN,
+            tuple(one.unique_key for one in specs),
+            marks=tuple(one.data for one in specs),
+            retries=(RETRIES,) * BATCH,
+            can_fail=self._can_fail,
+        )
+        try:
+            answer = await self._within_patience(client.submit_many(specs, watch=False))
+        except RequestRefused:
+            asked = replace(asked, answer=Answer.FAIL)
+        except MasterUnreachable:
+            pass
+        else:
+            asked = replace(asked, answer=Answer.OK, task_ids=answer.task_ids, job_id=answer.job_id)
+        self.submissions.append(asked)
+        return asked.task_ids
 
     async def _cancel_one(self, client: DistributionClient, task_ids: tuple[int, ...]) -> None:
-        if self._rng.random() < 0.1:
-            chosen = self._rng.choice(task_ids)
-            try:
-                changed = await client.cancel([chosen])
-            except (MasterUnreachable, RequestRefused):
-                self.cancels.append(Cancel(Answer.UNKNOWN, (chosen,)))
-            else:
-                self.cancels.append(Cancel(Answer.OK, changed.task_ids))
+        chosen, asked_ms = self._rng.choice(task_ids), now_ms()
+        try:
+            changed = await self._within_patience(client.cancel([chosen]))
+        except RequestRefused:
+            self.cancels.append(Cancel(Answer.FAIL, (chosen,)))
+        except MasterUnreachable:
+            self.cancels.append(Cancel(Answer.UNKNOWN, (chosen,)))
+        else:
+            note_cancel(self, self._cluster, changed.task_ids, asked_ms)
+
+    async def _hear(self, client: DistributionClient, task_ids: tuple[int, ...]) -> None:
+        """Note how these ended, as this program was told."""
+        with contextlib.suppress(MasterUnreachable):
+            for end in await client.wait(task_ids):
+                self.told.append(Told(end.task_id, end.state, now_ms()))
+
+    async def _within_patience(self, request: Coroutine[Any, Any, T]) -> T:
+        """Its answer. Raises MasterUnreachable as if this program had died, and another began."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                answer = await request
+        except TimeoutError:
+            self._patience_s *= 2
+            raise MasterUnreachable(f"no answer within {self._patience_s / 2} s") from None
+        self._patience_s = PATIENCE_S
+        return answer
 
     def _spec(self) -> TaskSpec:
         rng = self._rng
@@ -109,18 +166,22 @@ class Load:
         return task(
             kind,
             {"path": str(self._trace), "seconds": seconds, "note": f"{self._seed} {self._made}"},
-            max_retry_count=20,
+            max_retry_count=RETRIES,
             unique_key=f"k{rng.randrange(500)}" if rng.random() < 0.2 else "",
         )
 
 
 class Verdict(Struct, frozen=True):
-    """What was judged in the end. unknown: requests that nobody answered."""
+    """What was judged in the end. unknown: batches that nobody answered for.
+
+    carried_out: those of them that are there all the same.
+    """
 
     tasks: int = 0
     attempts: int = 0
     starts: int = 0
     unknown: int = 0
+    carried_out: int = 0
     problems: int = 0
 
 
@@ -174,9 +235,13 @@ class Rig:
         time.sleep(self.rng.uniform(low_s, high_s))
 
     @contextlib.contextmanager
-    def load(self, pause_s: float = PAUSE_S) -> Iterator[Load]:
-        """A load that runs while the block does. pause_s: between two batches."""
-        load = Load(self.cluster, self.trace, self.seed + len(self.loads), pause_s)
+    def load(self, pause_s: float = PAUSE_S, *, can_fail: bool = False) -> Iterator[Load]:
+        """A load that runs while the block does. pause_s: between two batches.
+
+        can_fail: the fault may do to its tasks what makes them fail; none of them does by itself.
+        """
+        seed = self.seed + len(self.loads)
+        load = Load(self.cluster, self.trace, seed, pause_s, can_fail=can_fail)
         self.loads.append(load)
         try:
             yield load
@@ -225,79 +290,130 @@ class Rig:
 
     def submit(self, task_type: str, data: dict[str, Any]) -> int:
         """A task beside the load; the judge knows of it."""
-        task_id = self.cluster.submit(task_type, data, max_retry_count=20)
-        self.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
+        task_id = self.cluster.submit(task_type, data, max_retry_count=RETRIES)
+        marks = (task(task_type, data).data,)
+        self.extra.submissions.append(
+            Submission(Answer.OK, ("",), (task_id,), marks=marks, retries=(RETRIES,))
+        )
         return task_id
 
     def cancel(self, task_id: int) -> None:
         """Want it to end; the judge knows of it."""
+        asked_ms = now_ms()
         changed = self.cluster.ask(lambda client: client.cancel([task_id]))
-        self.extra.cancels.append(Cancel(Answer.OK, changed.task_ids))
+        self.note_cancel(changed.task_ids, asked_ms)
+
+    def note_cancel(self, task_ids: Sequence[int], asked_ms: float) -> None:
+        """These are cancelled, it was just said."""
+        note_cancel(self.extra, self.cluster, task_ids, asked_ms)
 
     def history(self) -> History:
         """All that was seen from outside."""
+        seen: list[History | Load] = [self.extra, *self.loads]
         return History(
-            submissions=[
-                *self.extra.submissions, *(one for load in self.loads for one in load.submissions)
-            ],
-            cancels=[*self.extra.cancels, *(one for load in self.loads for one in load.cancels)],
+            submissions=[one for each in seen for one in each.submissions],
+            cancels=[one for each in seen for one in each.cancels],
             starts=[
-                Start(int(words[1]), int(words[2])) for words in trace_lines(self.trace, "start")
+                Start(int(words[1]), int(words[2]), at_ms=float(words[4]) * 1000)
+                for words in trace_lines(self.trace, "start")
             ],
             # What a tracing task returns is the number of its attempt.
             ends=[
-                End(int(words[1]), int(words[2]), msgspec.msgpack.encode(int(words[2])))
+                End(
+                    int(words[1]),
+                    int(words[2]),
+                    msgspec.msgpack.encode(int(words[2])),
+                    float(words[4]) * 1000,
+                )
                 for words in trace_lines(self.trace, "end")
             ],
-            told=self.extra.told,
+            told=[one for each in seen for one in each.told],
             arrivals=self.extra.arrivals,
-        )  # fmt: skip
-
-    def final(self) -> FinalState:
-        """What is on disk."""
-        rows = self.cluster.rows
-        return FinalState(
-            tasks={
-                row[0]: FinalTask(*row[1:])
-                for row in rows(
-                    "SELECT task_id, state, attempt, job_id, parent_id, unique_key, device_id, "
-                    "coalesce(tasks.task_data, task_bodies.task_data), result "
-                    "FROM tasks LEFT JOIN task_bodies USING (task_id)"
-                )
-            },
-            attempts={
-                (task_id, attempt): FinalAttempt(*more)
-                for task_id, attempt, *more in rows(
-                    "SELECT task_id, attempt, outcome, device_id FROM task_assignments"
-                )
-            },
-            jobs={
-                job_id: FinalJob(*more)
-                for job_id, *more in rows(
-                    "SELECT job_id, state, pending, running, completed, failed, cancelled, dead "
-                    "FROM jobs"
-                )
-            },
-            keys={
-                (job_id, key_hash): task_id
-                for job_id, key_hash, task_id in rows(
-                    "SELECT job_id, key_hash, task_id FROM unique_keys"
-                )
-            },
-            events=set(rows("SELECT task_id, attempt FROM events WHERE kind GLOB 'task_*'")),
         )
 
-    def judge(self, delays_ms: dict[str, float] | None = None) -> None:
+    def final(self) -> FinalState:
+        """What is on disk, all of it at one moment."""
+        with self.cluster.snapshot() as rows:
+            return FinalState(
+                tasks={
+                    row[0]: FinalTask(*row[1:])
+                    for row in rows(
+                        "SELECT task_id, state, attempt, job_id, parent_id, unique_key, device_id, "
+                        "coalesce(tasks.task_data, task_bodies.task_data), result, max_retry_count "
+                        "FROM tasks LEFT JOIN task_bodies USING (task_id)"
+                    )
+                },
+                attempts={
+                    (task_id, attempt): FinalAttempt(*more)
+                    for task_id, attempt, *more in rows(
+                        "SELECT task_id, attempt, outcome, device_id, started_wall > 0 "
+                        "FROM task_assignments"
+                    )
+                },
+                jobs={
+                    job_id: FinalJob(*more)
+                    for job_id, *more in rows(
+                        "SELECT job_id, state, pending, running, completed, failed, cancelled, "
+                        "dead FROM jobs"
+                    )
+                },
+                keys={
+                    (job_id, key_hash): task_id
+                    for job_id, key_hash, task_id in rows(
+                        "SELECT job_id, key_hash, task_id FROM unique_keys"
+                    )
+                },
+                events=set(rows("SELECT kind, task_id, attempt FROM events WHERE task_id > 0")),
+                job_events=set(rows("SELECT kind, job_id FROM events WHERE task_id = 0")),
+            )
+
+    def judge(
+        self,
+        delays_ms: dict[str, float] | None = None,
+        concurrency: dict[str, int] | None = None,
+    ) -> None:
         """Wait for rest, and hold what was seen against what is kept."""
         self.step("waiting for rest")
         self.rests()
         history, final = self.history(), self.final()
-        found = problems(history, final, delays_ms=delays_ms)
+        found = problems(history, final, delays_ms=delays_ms, concurrency=concurrency)
+        kept = {one.mark for one in final.tasks.values()}
+        unknown = [one for one in history.submissions if one.answer is Answer.UNKNOWN]
         self.verdict = Verdict(
             tasks=len(final.tasks),
             attempts=len(final.attempts),
             starts=len(history.starts),
-            unknown=sum(one.answer is Answer.UNKNOWN for one in history.submissions),
+            unknown=len(unknown),
+            carried_out=sum(kept.issuperset(one.marks) for one in unknown),
             problems=len(found),
         )
         assert not found, "\n".join(map(str, found[:20]))
+
+
+def now_ms() -> float:
+    """By the clock of the traces, which no fault sets."""
+    return time.monotonic() * 1000
+
+
+def note_cancel(
+    seen: History | Load, cluster: Cluster, task_ids: Sequence[int], asked_ms: float
+) -> None:
+    """A cancel was acknowledged for these just now: note it, and what is on record since."""
+    answered_ms = now_ms()
+    attempts: dict[int, int] = {}
+    # A disk that is full, away or locked tells nothing.
+    with contextlib.suppress(sqlite3.Error):
+        for task_id in task_ids:
+            sql = "SELECT state, attempt FROM tasks WHERE task_id = ?"
+            [(state, attempts[task_id])] = cluster.rows(sql, task_id)
+            if state == "cancelled":
+                seen.told.append(Told(task_id, state, now_ms()))
+    seen.cancels.append(
+        Cancel(
+            Answer.OK,
+            tuple(task_ids),
+            asked_ms=asked_ms,
+            answered_ms=answered_ms,
+            attempts=attempts,
+        )
+    )

@@ -261,7 +261,8 @@ class ClientNode:
             case RevokeDevice(), Changed():
                 oracle.revoke_acked(DeviceId(asked.device_id))
             case RetryTasks(), _:
-                oracle.retry_answered(asked)
+                changed = answer.task_ids if isinstance(answer, Changed) else ()
+                oracle.retry_answered(asked, changed)
             case ((Submit() | CancelTasks()), Refused()):
                 oracle.refused(asked)
             case _:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from math import inf
 from typing import Final, NoReturn
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
@@ -170,9 +169,10 @@ class Seen(Struct):
     submits: dict[bytes, Submit] = {}
     receipts: dict[bytes, Submitted] = {}
     cancels: dict[bytes, tuple[CancelTasks, int]] = {}
-    cancelled: dict[bytes, tuple[int, ...]] = {}
-    retries: dict[bytes, RetryTasks] = {}
-    retried_ms: dict[bytes, int] = {}
+    cancelled: dict[bytes, Cancel] = {}
+    retries: dict[bytes, tuple[RetryTasks, int]] = {}
+    # What was answered when, and which of them it changed.
+    retried: dict[bytes, tuple[int, tuple[int, ...]]] = {}
     refused: set[bytes] = set()
     starts: list[Start] = []
     told: list[Told] = []
@@ -182,10 +182,7 @@ class Seen(Struct):
         return History(
             submissions=[self._submission(one) for one in self.submits.values()],
             cancels=[self._cancel(*one) for one in self.cancels.values()],
-            retries=[
-                Retry(one.task_ids, self.retried_ms.get(one.request_id, inf))
-                for one in self.retries.values()
-            ],
+            retries=[self._retry(*one) for one in self.retries.values()],
             starts=self.starts,
             ends=[
                 End(one.task_id, one.attempt, one.result)
@@ -205,11 +202,15 @@ class Seen(Struct):
         return Submission(Answer.OK, keys, answer.task_ids, answer.job_id, marks)
 
     def _cancel(self, asked: CancelTasks, asked_ms: int) -> Cancel:
-        changed = self.cancelled.get(asked.request_id)
-        if changed is None:
-            answer = self._unanswered(asked.request_id)
-            return Cancel(answer, asked.task_ids, asked.job_id, asked_ms)
-        return Cancel(Answer.OK, changed, asked.job_id, asked_ms)
+        answer = self._unanswered(asked.request_id)
+        former = Cancel(answer, asked.task_ids, asked.job_id, asked_ms)
+        return self.cancelled.get(asked.request_id, former)
+
+    def _retry(self, asked: RetryTasks, asked_ms: int) -> Retry:
+        if asked.request_id not in self.retried:
+            return Retry(self._unanswered(asked.request_id), asked.task_ids, asked_ms)
+        answered_ms, changed = self.retried[asked.request_id]
+        return Retry(Answer.OK, changed, asked_ms, answered_ms)
 
     def _unanswered(self, request_id: bytes) -> Answer:
         return Answer.FAIL if request_id in self.refused else Answer.UNKNOWN
@@ -646,13 +647,14 @@ class Oracle:
 
     def began(self, worker: str, device_id: DeviceId, order: TaskOrder) -> None:
         """Its first request leaves now."""
-        self.seen.starts.append(Start(order.task_id, order.attempt, device_id))
+        now_ms = self.world.now_ms
+        self.seen.starts.append(Start(order.task_id, order.attempt, device_id, now_ms))
         row = self.disk.tasks[TaskId(order.task_id)]
         if not is_limited(row.rate_key):
             return
         origin = self._origins.setdefault(row.rate_key, Origin())
         key = (order.task_id, order.attempt)
-        options, now_ms = self.world.options, self.world.now_ms
+        options = self.world.options
         closed_ms = self._closures.closed_until_ms(row.rate_key, key)
         if now_ms < closed_ms:
             self.fail(
@@ -742,8 +744,15 @@ class Oracle:
 
     def cancel_acked(self, asked: CancelTasks, task_ids: tuple[int, ...]) -> None:
         """A client was told that no new attempt of these starts any more."""
-        self.seen.cancelled[asked.request_id] = task_ids
         _, asked_ms = self.seen.cancels[asked.request_id]
+        self.seen.cancelled[asked.request_id] = Cancel(
+            Answer.OK,
+            task_ids,
+            asked.job_id,
+            asked_ms,
+            self.world.now_ms,
+            {one: self.disk.tasks[TaskId(one)].attempt for one in task_ids},
+        )
         for task_id in map(TaskId, task_ids):
             # A retry that is on its way may arrive after the cancel; and one that was asked for
             # since may have come before this answer.
@@ -782,7 +791,7 @@ class Oracle:
 
     def retry_asked(self, asked: RetryTasks) -> None:
         """A client wants these to have another life."""
-        self.seen.retries[asked.request_id] = asked
+        self.seen.retries[asked.request_id] = (asked, self.world.now_ms)
         for task_id in map(TaskId, asked.task_ids):
             if task_id not in self.disk.tasks:
                 continue
@@ -792,14 +801,15 @@ class Oracle:
             self.cancelled.pop(task_id, None)
             self.cancelled_jobs.discard(self.disk.tasks[task_id].job_id)
 
-    def retry_answered(self, asked: RetryTasks) -> None:
-        self.seen.retried_ms[asked.request_id] = self.world.now_ms
+    def retry_answered(self, asked: RetryTasks, task_ids: tuple[int, ...]) -> None:
+        """task_ids: those that have another life."""
+        self.seen.retried[asked.request_id] = (self.world.now_ms, task_ids)
         for task_id in map(TaskId, asked.task_ids):
             self._retries_open[task_id] -= 1
 
     def heard_end(self, end: TaskEnd) -> None:
         """A client was told of an end."""
-        self.seen.told.append(Told(end.task_id, end.state))
+        self.seen.told.append(Told(end.task_id, end.state, self.world.now_ms))
         row = self.disk.tasks.get(TaskId(end.task_id))
         if row is None:
             self.fail(f"a client was told of the end of task {end.task_id}, which is on no disk")

@@ -207,8 +207,8 @@ class Replay:
                         self._oracle.submitted(asked, answer)
                     case CancelTasks() as asked, Changed() as changed:
                         self._oracle.cancel_acked(asked, changed.task_ids)
-                    case RetryTasks() as asked, Changed():
-                        self._oracle.retry_answered(asked)
+                    case RetryTasks() as asked, Changed() as changed:
+                        self._oracle.retry_answered(asked, changed.task_ids)
 
 
 def replay_worker(tape: WorkerTape) -> None:

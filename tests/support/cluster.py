@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -180,10 +181,17 @@ class Cluster:
 
     def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """What the database says, read beside the running master."""
+        with self.snapshot() as rows:
+            return rows(sql, *arguments)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+        """Like rows, for several questions about one moment."""
         uri = f"file:{self.data_dir / 'cluster.db'}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, timeout=10)
+        connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)
         try:
-            return connection.execute(sql, arguments).fetchall()
+            connection.execute("BEGIN")
+            yield lambda sql, *arguments: connection.execute(sql, arguments).fetchall()
         finally:
             connection.close()
 

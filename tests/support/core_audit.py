@@ -20,12 +20,13 @@ def final_of(store: NaiveStore) -> Final:
         tasks={
             task_id: FinalTask(
                 one.state, one.attempt, one.job_id, one.parent_id, one.unique_key, one.device_id,
-                one.task_data, one.result,
+                one.task_data, one.result, one.max_retry_count,
             )
             for task_id, one in store.tasks.items()
         },
         attempts={
-            key: FinalAttempt(one.outcome, one.device_id) for key, one in store.assignments.items()
+            key: FinalAttempt(one.outcome, one.device_id, one.started_wall > 0)
+            for key, one in store.assignments.items()
         },
         jobs={
             job_id: FinalJob(
@@ -35,9 +36,8 @@ def final_of(store: NaiveStore) -> Final:
             for job_id, one in store.jobs.items()
         },
         keys={key: task_id for key, task_id in store.unique_keys.items()},
-        events={
-            (one.task_id, one.attempt) for one in store.events if one.kind.startswith("task_")
-        },
+        events={(one.kind, one.task_id, one.attempt) for one in store.events if one.task_id},
+        job_events={(one.kind, one.job_id) for one in store.events if not one.task_id},
     )  # fmt: skip
 
 

@@ -15,11 +15,18 @@ from enum import StrEnum
 from itertools import pairwise
 from math import inf
 from typing import Final as Constant
+from typing import TypeVar
 
 from msgspec import Struct, field
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "dead"})
 IN_FLIGHT = frozenset({"assigned", "running"})
+# Outcomes that a run brings about by what it says, and all that count as its failure.
+_SAID = frozenset({"failed", "retry", "rejected"})
+_FAILING = _SAID | {"timed_out"}
+# Outcomes without a word of the holder, whose process may be there yet.
+_GIVEN_UP = frozenset({"device_lost", "dispatch_lost"})
+_DEATHS_MAX = 3
 
 # --- what was seen ------------------------------------------------------------------------------
 
@@ -35,7 +42,8 @@ class Answer(StrEnum):
 class Submission(Struct, frozen=True):
     """A batch somebody asked for. unique_keys: one a task, "" for none; task_ids: when OK.
 
-    marks: one a task, its task_data, by which it is known again; none: of no interest.
+    marks, retries: one a task, its task_data by which it is known again, and how often it may fail
+    before it is given up; none: of no interest. can_fail: some of its functions may fail.
     """
 
     answer: Answer
@@ -43,59 +51,74 @@ class Submission(Struct, frozen=True):
     task_ids: tuple[int, ...] = ()
     job_id: int = 0
     marks: tuple[bytes, ...] = ()
+    retries: tuple[int, ...] = ()
+    can_fail: bool = True
 
 
 class Cancel(Struct, frozen=True):
     """A cancel. task_ids: those the master said it changed, when OK; all asked for otherwise.
 
-    job_id: the whole job, when it is not 0. asked_ms: by the clock of the retries.
+    job_id: the whole job, when it is not 0. answered_ms: inf for no answer. attempts: the number
+    of a task's last attempt, by task, as it was seen once the answer was there; of some tasks.
     """
 
     answer: Answer
     task_ids: tuple[int, ...]
     job_id: int = 0
     asked_ms: float = 0.0
+    answered_ms: float = inf
+    attempts: dict[int, int] = {}
 
 
 class Retry(Struct, frozen=True):
-    """Somebody wants ended tasks to have another life. answered_ms: inf for no answer."""
+    """Somebody wants ended tasks to have another life.
 
+    task_ids: those the master said it changed, when OK; all asked for otherwise. answered_ms: inf
+    for no answer.
+    """
+
+    answer: Answer
     task_ids: tuple[int, ...]
+    asked_ms: float = 0.0
     answered_ms: float = inf
 
 
 class Start(Struct, frozen=True):
-    """A run really began, as its own process tells. device_id: "" when it does not know."""
+    """A run really began, as its own process tells. device_id, at_ms: "" and 0 for not known."""
 
     task_id: int
     attempt: int
     device_id: str = ""
+    at_ms: float = 0.0
 
 
 class End(Struct, frozen=True):
-    """A run came to its end and returned this, as its own process tells."""
+    """A run came to its end and returned this, as its own process tells. at_ms: 0: not known."""
 
     task_id: int
     attempt: int
     result: bytes
+    at_ms: float = 0.0
 
 
 class Told(Struct, frozen=True):
-    """A client was told that a task ended so."""
+    """A client was told, or saw on record, that a task ended so."""
 
     task_id: int
     state: str
-
-
-class Arrival(Struct, frozen=True):
-    """A request reached an origin. at_ms: the origin's clock."""
-
-    origin: str
     at_ms: float
 
 
+class Arrival(Struct, frozen=True):
+    """A request reached an origin, and kept it busy until it left. By the origin's clock."""
+
+    origin: str
+    at_ms: float
+    until_ms: float = 0.0
+
+
 class History(Struct):
-    """Everything that was seen from outside."""
+    """Everything that was seen from outside; all of it but the arrivals by one clock."""
 
     submissions: list[Submission] = field(default_factory=list)
     cancels: list[Cancel] = field(default_factory=list)
@@ -120,13 +143,15 @@ class FinalTask(Struct, frozen=True):
     device_id: str = ""
     mark: bytes = b""
     result: bytes = b""
+    max_retry_count: int = 0
 
 
 class FinalAttempt(Struct, frozen=True):
-    """outcome: "" while it is open."""
+    """outcome: "" while it is open. has_begun: as far as the master heard."""
 
     outcome: str
     device_id: str = ""
+    has_begun: bool = False
 
 
 class FinalJob(Struct, frozen=True):
@@ -144,15 +169,16 @@ class FinalJob(Struct, frozen=True):
 class Final(Struct):
     """What is on disk in the end. attempts: by task and number.
 
-    keys: the task of each unique key, by job and hash. events: the attempts whose end somebody can
-    find out about later.
+    keys: the task of each unique key, by job and hash. events: kind, task and attempt of all that
+    somebody can find out later; job_events: kind and job.
     """
 
     tasks: dict[int, FinalTask]
     attempts: dict[tuple[int, int], FinalAttempt]
     jobs: dict[int, FinalJob] = field(default_factory=dict)
     keys: dict[tuple[int, bytes], int] = field(default_factory=dict)
-    events: set[tuple[int, int]] = field(default_factory=set)
+    events: set[tuple[str, int, int]] = field(default_factory=set)
+    job_events: set[tuple[str, int]] = field(default_factory=set)
 
 
 # --- the verdict --------------------------------------------------------------------------------
@@ -174,16 +200,18 @@ def problems(
     *,
     is_at_rest: bool = True,
     delays_ms: dict[str, float] | None = None,
+    concurrency: dict[str, int] | None = None,
 ) -> list[Problem]:
     """Every broken promise; empty when all were kept.
 
     is_at_rest: everything had the time to end. delays_ms: least time between two arrivals at an
-    origin, tolerance taken off.
+    origin, tolerance taken off. concurrency: most requests at once at an origin.
     """
     found = kept_problems(final)
     for rule in _SEEN:
         found += _named(rule, rule(history, final))
     found += _named(impolite, impolite(history, delays_ms or {}))
+    found += _named(crowded, crowded(history, concurrency or {}))
     found += _named(untold, untold(final))
     if is_at_rest:
         found += _named(unfinished, unfinished(final))
@@ -204,9 +232,12 @@ def _named(rule: Callable[..., object], texts: Iterable[str]) -> list[Problem]:
 
 def lost(history: History, final: Final) -> Iterator[str]:
     """What was acknowledged is there, and is what was asked for."""
-    for one in _answered(history):
+    for one in _answered(history.submissions):
         marks = one.marks or (b"",) * len(one.unique_keys)
-        for key, mark, task_id in zip(one.unique_keys, marks, one.task_ids, strict=True):
+        retries = one.retries or (None,) * len(one.unique_keys)
+        for key, mark, retry_count, task_id in zip(
+            one.unique_keys, marks, retries, one.task_ids, strict=True
+        ):
             task = final.tasks.get(task_id)
             if task is None:
                 yield f"task {task_id} was acknowledged and is gone"
@@ -217,6 +248,15 @@ def lost(history: History, final: Final) -> Iterator[str]:
                 )
             elif mark and not key and task.mark != mark:
                 yield f"task {task_id} was acknowledged for {mark!r} and is {task.mark!r}"
+            elif not key and retry_count not in (None, task.max_retry_count):
+                yield (
+                    f"task {task_id} was acknowledged for {retry_count} retries and has "
+                    f"{task.max_retry_count}"
+                )
+    revived = {task_id for kind, task_id, _ in final.events if kind == "task_revived"}
+    for retry in _answered(history.retries):
+        for task_id in set(retry.task_ids) - revived:
+            yield f"task {task_id} was to have another life, and has none"
 
 
 def unasked(history: History, final: Final) -> Iterator[str]:
@@ -225,11 +265,10 @@ def unasked(history: History, final: Final) -> Iterator[str]:
     keys: set[str] = set()
     marks: Counter[bytes] = Counter()
     unkeyed = 0
-    for one in history.submissions:
-        if one.answer is not Answer.FAIL:
-            keys.update(one.unique_keys)
-            unkeyed += sum(not key for key in one.unique_keys)
-            marks.update(one.marks or (b"",) * len(one.unique_keys))
+    for one in _possible(history.submissions):
+        keys.update(one.unique_keys)
+        unkeyed += sum(not key for key in one.unique_keys)
+        marks.update(one.marks or (b"",) * len(one.unique_keys))
     for task_id, task in submitted.items():
         if task.unique_key and task.unique_key not in keys:
             yield f"task {task_id} has key {task.unique_key!r}, which nobody asked for"
@@ -242,10 +281,28 @@ def unasked(history: History, final: Final) -> Iterator[str]:
         yield f"asked for less often than there are tasks of it: {surplus.most_common(3)}"
 
 
+def torn(history: History, final: Final) -> Iterator[str]:
+    """A request that nobody answered was carried out as a whole, or not at all."""
+    asked = Counter(mark for one in history.submissions for mark in one.marks)
+    kept = {one.mark for one in final.tasks.values()}
+    for one in history.submissions:
+        if one.answer is Answer.UNKNOWN:
+            # By its mark a task is known again when there is one of it. One with a key may have
+            # been there before.
+            marks = [
+                mark
+                for key, mark in zip(one.unique_keys, one.marks, strict=False)
+                if mark and not key and asked[mark] == 1
+            ]
+            there = kept.intersection(marks)
+            if 0 < len(there) < len(marks):
+                yield f"of a batch of {len(marks)} without an answer only {sorted(there)} are there"
+
+
 def twice(history: History, _: Final) -> Iterator[str]:
     """No receipt names another's task, and no attempt begins twice."""
     receipts: Counter[int] = Counter()
-    for one in _answered(history):
+    for one in _answered(history.submissions):
         for key, task_id in zip(one.unique_keys, one.task_ids, strict=True):
             receipts[task_id] += not key
     for task_id, count in receipts.items():
@@ -284,40 +341,116 @@ def invented(history: History, final: Final) -> Iterator[str]:
                 yield f"task {task_id} has the result {task.result!r}, its run gave {wanted!r}"
 
 
+def misjudged(history: History, final: Final) -> Iterator[str]:
+    """What returned did not fail, nor did what never does."""
+    for one in history.ends:
+        kept = final.attempts.get((one.task_id, one.attempt))
+        if kept is not None and kept.outcome in _SAID:
+            yield f"attempt {one.attempt} of task {one.task_id} returned, and is {kept.outcome}"
+    sound = {
+        task_id
+        for one in _answered(history.submissions)
+        for task_id, key in zip(one.task_ids, one.unique_keys, strict=True)
+        # Who asked for a key first, and for what, is not known.
+        if not one.can_fail and not key
+    }
+    for (task_id, number), attempt in final.attempts.items():
+        if attempt.outcome in _SAID and task_id in sound:
+            yield f"attempt {number} of task {task_id}, which never fails, is {attempt.outcome}"
+
+
 def uncancelled(history: History, final: Final) -> Iterator[str]:
-    """What was acknowledged as cancelled never completes, until somebody wants it again."""
-    revived_ms: dict[int, float] = {}
-    for retry in history.retries:
-        for task_id in retry.task_ids:
-            revived_ms[task_id] = max(retry.answered_ms, revived_ms.get(task_id, 0.0))
-    for one in history.cancels:
-        for task_id in one.task_ids if one.answer is Answer.OK else ():
-            task = final.tasks.get(task_id)
+    """What was acknowledged as cancelled ends so and never else, until somebody wants it again."""
+    revived_ms = _revived_ms(history)
+    ended_ms = {(one.task_id, one.attempt): one.at_ms for one in history.ends}
+    of_job: dict[int, list[int]] = {}
+    for task_id, task in final.tasks.items():
+        if task.state == "completed":
+            of_job.setdefault(task.job_id, []).append(task_id)
+    for one in _answered(history.cancels):
+        for task_id in one.task_ids:
+            kept = final.tasks.get(task_id)
             # A retry that was under way may have been carried out after the cancel.
-            is_last = task_id not in revived_ms or revived_ms[task_id] < one.asked_ms
-            if task is not None and task.state == "completed" and is_last:
-                yield f"task {task_id} completed after its cancel was acknowledged"
+            is_last = revived_ms.get(task_id, -inf) < one.asked_ms
+            if kept is not None and kept.state in TERMINAL - {"cancelled"} and is_last:
+                yield f"task {task_id} is {kept.state} after its cancel was acknowledged"
+        for task_id in of_job.get(one.job_id, []) if one.job_id else ():
+            # Of a job, what had ended by then may have completed.
+            at_ms = ended_ms.get((task_id, final.tasks[task_id].attempt), -inf)
+            if at_ms > one.answered_ms and revived_ms.get(task_id, -inf) < one.asked_ms:
+                yield f"task {task_id} completed after the cancel of job {one.job_id}"
+
+
+def restarted(history: History, final: Final) -> Iterator[str]:
+    """After an acknowledged cancel there is no new attempt, until somebody wants one again."""
+    revived_ms = _revived_ms(history)
+    for one in _answered(history.cancels):
+        for task_id, number in one.attempts.items():
+            task = final.tasks.get(task_id)
+            is_last = revived_ms.get(task_id, -inf) < one.asked_ms
+            if task is not None and task.attempt > number and is_last:
+                yield (
+                    f"task {task_id} had attempt {task.attempt}, and its cancel was acknowledged "
+                    f"at attempt {number}"
+                )
+
+
+def undead(history: History, final: Final) -> Iterator[str]:
+    """`cancelled` means that its process is gone, unless its device counts as lost."""
+    revived_ms = _revived_ms(history)
+    gone_ms: dict[int, float] = {}
+    for one in history.told:
+        if one.state == "cancelled" and revived_ms.get(one.task_id, -inf) < one.at_ms:
+            gone_ms[one.task_id] = min(one.at_ms, gone_ms.get(one.task_id, inf))
+    runs = [(one, "began") for one in history.starts] + [(one, "ended") for one in history.ends]
+    for run, word in runs:
+        kept = final.attempts.get((run.task_id, run.attempt))
+        is_given_up = kept is not None and kept.outcome in _GIVEN_UP
+        if run.at_ms > gone_ms.get(run.task_id, inf) and not is_given_up:
+            yield (
+                f"attempt {run.attempt} of task {run.task_id} {word} after a client was told that "
+                "it is cancelled"
+            )
 
 
 def unwanted(history: History, final: Final) -> Iterator[str]:
-    """Nothing is cancelled that nobody wanted to cancel."""
-    asked = [one for one in history.cancels if one.answer is not Answer.FAIL]
-    task_ids = {task_id for one in asked for task_id in one.task_ids}
-    job_ids = {one.job_id for one in asked if one.job_id}
+    """Nothing is cancelled, or has another life, that nobody wanted to."""
+    # A retry that was carried out after a cancel undid it.
+    undone_ms: dict[int, float] = {}
+    for retry in _answered(history.retries):
+        for task_id in retry.task_ids:
+            undone_ms[task_id] = max(retry.asked_ms, undone_ms.get(task_id, 0.0))
+    wanted_ms: dict[int, float] = {}
+    job_wanted_ms: dict[int, float] = {}
+    for one in _possible(history.cancels):
+        for task_id in one.task_ids:
+            wanted_ms[task_id] = max(one.answered_ms, wanted_ms.get(task_id, 0.0))
+        job_wanted_ms[one.job_id] = max(one.answered_ms, job_wanted_ms.get(one.job_id, 0.0))
+    job_wanted_ms.pop(0, None)
     for task_id, task in final.tasks.items():
-        is_asked = task_id in task_ids or task.job_id in job_ids
-        if task.state == "cancelled" and not is_asked:
-            yield f"task {task_id} is cancelled, and nobody asked for that"
+        if task.state == "cancelled":
+            last_ms = max(wanted_ms.get(task_id, -inf), job_wanted_ms.get(task.job_id, -inf))
+            if last_ms < undone_ms.get(task_id, 0.0):
+                yield f"task {task_id} is cancelled, and nobody asked for that"
+    asked = Counter(task_id for one in _possible(history.retries) for task_id in one.task_ids)
+    lives = Counter(task_id for kind, task_id, _ in final.events if kind == "task_revived")
+    for task_id, count in lives.items():
+        if count > asked[task_id]:
+            yield f"task {task_id} was revived {count} times, asked for {asked[task_id]} times"
 
 
 def mistold(history: History, final: Final) -> Iterator[str]:
-    """What was told as completed is so for ever, and nothing is told of what is not there."""
+    """An end of which a client was told lasts until somebody wants the task again."""
+    revived_ms = _revived_ms(history)
     for one in history.told:
         task = final.tasks.get(one.task_id)
         if task is None:
             yield f"a client was told of the end of task {one.task_id}, which is not there"
-        elif one.state == "completed" != task.state:
-            yield f"a client was told that task {one.task_id} completed, and it is {task.state}"
+        elif one.state != task.state:
+            # No retry changes what is completed.
+            is_last = one.state == "completed" or revived_ms.get(one.task_id, -inf) < one.at_ms
+            if is_last:
+                yield f"task {one.task_id} was told to be {one.state}, and is {task.state}"
 
 
 def impolite(history: History, delays_ms: dict[str, float]) -> Iterator[str]:
@@ -331,8 +464,42 @@ def impolite(history: History, delays_ms: dict[str, float]) -> Iterator[str]:
                 yield f"{origin} was hit after {later - former:.1f} ms, its delay is {delay_ms} ms"
 
 
-def _answered(history: History) -> Iterator[Submission]:
-    return (one for one in history.submissions if one.answer is Answer.OK)
+def crowded(history: History, concurrency: dict[str, int]) -> Iterator[str]:
+    """There are never more requests at an origin than it allows."""
+    for origin, most in concurrency.items():
+        stays = [one for one in history.arrivals if one.origin == origin]
+        # One that leaves in the moment in which another comes is not there with it.
+        changes = sorted(
+            [(one.until_ms, -1) for one in stays if one.until_ms > one.at_ms]
+            + [(one.at_ms, 1) for one in stays if one.until_ms > one.at_ms]
+        )
+        there = 0
+        for at_ms, change in changes:
+            there += change
+            if there > most:
+                yield f"{origin} had {there} requests at once at {at_ms:.1f} ms, it allows {most}"
+
+
+R = TypeVar("R", Submission, Cancel, Retry)
+
+
+def _answered(requests: Iterable[R]) -> Iterator[R]:
+    """Those that were carried out."""
+    return (one for one in requests if one.answer is Answer.OK)
+
+
+def _possible(requests: Iterable[R]) -> Iterator[R]:
+    """Those that may have been carried out."""
+    return (one for one in requests if one.answer is not Answer.FAIL)
+
+
+def _revived_ms(history: History) -> dict[int, float]:
+    """Until when a task may have got another life; inf when that may yet come."""
+    until_ms: dict[int, float] = {}
+    for one in _possible(history.retries):
+        for task_id in one.task_ids:
+            until_ms[task_id] = max(one.answered_ms, until_ms.get(task_id, -inf))
+    return until_ms
 
 
 # --- what is kept, alone ------------------------------------------------------------------------
@@ -390,8 +557,46 @@ def misended(final: Final) -> Iterator[str]:
         if completions[task_id] != wanted:
             yield f"task {task_id} is {task.state} with {completions[task_id]} completed attempts"
         last = final.attempts.get((task_id, task.attempt))
-        if wanted and last != FinalAttempt("completed", task.device_id):
+        by = last and (last.outcome, last.device_id)
+        if wanted and by != ("completed", task.device_id):
             yield f"task {task_id} is completed by {task.device_id}, and its last attempt is {last}"
+
+
+def undeserved(final: Final) -> Iterator[str]:
+    """Failed is what was rejected, or failed once more than it may; dead what died three times."""
+    firsts = _first_attempts(final)
+    for task_id, task in final.tasks.items():
+        if task.state in ("failed", "dead"):
+            life = _life(final, firsts, task_id, task)
+            last = life[-1].outcome if life else "no attempt"
+            if task.state == "failed":
+                failures = sum(one.outcome in _FAILING for one in life)
+                is_due = last in _FAILING and failures > task.max_retry_count
+                if not is_due and last != "rejected":
+                    yield (
+                        f"task {task_id} is failed after {failures} failures of "
+                        f"{task.max_retry_count} + 1, the last attempt is {last}"
+                    )
+            elif (deaths := sum(map(_is_death, life))) < _DEATHS_MAX or not _is_death(life[-1]):
+                yield f"task {task_id} is dead after {deaths} deaths, the last attempt is {last}"
+
+
+def overtried(final: Final) -> Iterator[str]:
+    """Nothing is tried again that was rejected, failed too often or died three times."""
+    firsts = _first_attempts(final)
+    for task_id, task in final.tasks.items():
+        life = _life(final, firsts, task_id, task)
+        if task.state in TERMINAL:
+            life = life[:-1]
+        failures = sum(one.outcome in _FAILING for one in life)
+        deaths = sum(map(_is_death, life))
+        is_rejected = any(one.outcome == "rejected" for one in life)
+        if is_rejected or failures > task.max_retry_count or deaths >= _DEATHS_MAX:
+            yield (
+                f"task {task_id} is tried again after {failures} failures of "
+                f"{task.max_retry_count} + 1 and {deaths} deaths: "
+                f"{[one.outcome for one in life]}"
+            )
 
 
 def miscounted(final: Final) -> Iterator[str]:
@@ -400,6 +605,8 @@ def miscounted(final: Final) -> Iterator[str]:
         (one.job_id, "running" if one.state in IN_FLIGHT else str(one.state))
         for one in final.tasks.values()
     )
+    for job_id in {one.job_id for one in final.tasks.values()} - {0, *final.jobs}:
+        yield f"job {job_id} has tasks and is not there"
     for job_id, job in final.jobs.items():
         for name in _COUNTED:
             said, found = getattr(job, name), counts[job_id, name]
@@ -412,10 +619,18 @@ def miscounted(final: Final) -> Iterator[str]:
 
 
 def untold(final: Final) -> Iterator[str]:
-    """Every end that was no completion can be found out later."""
+    """Every end that was no completion, and every cancel, can be found out later."""
     for (task_id, number), attempt in final.attempts.items():
-        if attempt.outcome not in ("", "completed") and (task_id, number) not in final.events:
+        kind = f"task_{attempt.outcome}"
+        is_loss = attempt.outcome not in ("", "completed")
+        if is_loss and (kind, task_id, number) not in final.events:
             yield f"attempt {number} of task {task_id} is {attempt.outcome}, without an event"
+    kinds = ("cancel_requested", "task_cancelled")
+    told = {task_id for kind, task_id, _ in final.events if kind in kinds}
+    for task_id, task in final.tasks.items():
+        is_told = task_id in told or ("job_cancelled", task.job_id) in final.job_events
+        if task.state == "cancelled" and not is_told:
+            yield f"task {task_id} is cancelled, without an event"
 
 
 def unfinished(final: Final) -> Iterator[str]:
@@ -425,8 +640,32 @@ def unfinished(final: Final) -> Iterator[str]:
             yield f"task {task_id} is still {task.state}"
 
 
+def _first_attempts(final: Final) -> dict[int, int]:
+    """Where the present life begins, of what was revived."""
+    firsts: dict[int, int] = {}
+    for kind, task_id, number in final.events:
+        if kind == "task_revived":
+            firsts[task_id] = max(number + 1, firsts.get(task_id, 1))
+    return firsts
+
+
+def _life(
+    final: Final, firsts: dict[int, int], task_id: int, task: FinalTask
+) -> list[FinalAttempt]:
+    """The attempts of its present life, in order."""
+    numbers = range(firsts.get(task_id, 1), task.attempt + 1)
+    kept = (final.attempts.get((task_id, number)) for number in numbers)
+    return [one for one in kept if one is not None]
+
+
+def _is_death(attempt: FinalAttempt) -> bool:
+    """Alone, or (as far as was known) with its device."""
+    return attempt.outcome == "died" or (attempt.outcome == "device_lost" and attempt.has_begun)
+
+
 _COUNTED: Constant = ("pending", "running", *sorted(TERMINAL))
 _SEEN: Constant = (
-    lost, unasked, twice, unrecorded, invented, uncancelled, unwanted, mistold
+    lost, unasked, torn, twice, unrecorded, invented, misjudged,
+    uncancelled, restarted, undead, unwanted, mistold,
 )  # fmt: skip
-_KEPT: Constant = (doubled, orphaned, misnumbered, misended, miscounted)
+_KEPT: Constant = (doubled, orphaned, misnumbered, misended, undeserved, overtried, miscounted)
