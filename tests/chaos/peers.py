@@ -433,7 +433,7 @@ def one_key_race(rig: Rig) -> None:
         assert keyed[0] == keyed[1], keyed
 
 
-@fault(60, "tasks are cancelled in the moment in which they end")
+@fault(60, "tasks are cancelled while they wait, and in the moment in which they end")
 def cancelled_at_the_end(rig: Rig) -> None:
     with at_work(rig):
         data = {"path": str(rig.trace)}
@@ -442,6 +442,8 @@ def cancelled_at_the_end(rig: Rig) -> None:
             for seconds in (0.1, 0.3)
             for task_id in submit(rig, "trace", 40, data=data | {"seconds": seconds})
         ]
+        # More than its hosts can take: the last of them wait, and are cancelled from the end.
+        ids += reversed(submit(rig, "trace_sync", 80, data=data | {"seconds": 0.05}))
 
         async def work(client: DistributionClient) -> None:
             for task_id in ids:
