@@ -435,6 +435,7 @@ def one_key_race(rig: Rig) -> None:
 
 @fault(60, "tasks are cancelled while they wait, and in the moment in which they end")
 def cancelled_at_the_end(rig: Rig) -> None:
+    rig.cluster.config["max_tasks_per_device"] = 16
     with at_work(rig):
         data = {"path": str(rig.trace)}
         ids = [
@@ -442,7 +443,7 @@ def cancelled_at_the_end(rig: Rig) -> None:
             for seconds in (0.1, 0.3)
             for task_id in submit(rig, "trace", 40, data=data | {"seconds": seconds})
         ]
-        # More than its hosts can take: the last of them wait, and are cancelled from the end.
+        # The last of them wait at the master, and are cancelled from the end.
         ids += reversed(submit(rig, "trace_sync", 80, data=data | {"seconds": 0.05}))
 
         async def work(client: DistributionClient) -> None:
