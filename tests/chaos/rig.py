@@ -56,18 +56,9 @@ class Load:
 
     Everything it asks is noted with what became of it, before and after each answer. It gives up
     soon and asks for something else: what it asked for may be carried out or not.
-    can_fail: the fault may do to its tasks what makes them fail.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        trace: Path,
-        seed: int,
-        pause_s: float = PAUSE_S,
-        *,
-        can_fail: bool = False,
-    ) -> None:
+    def __init__(self, cluster: Cluster, trace: Path, seed: int, pause_s: float = PAUSE_S) -> None:
         self.pause_s = pause_s
         self.submissions: list[Submission] = []
         self.cancels: list[Cancel] = []
@@ -76,7 +67,6 @@ class Load:
         self._trace = trace
         self._rng = Random(seed)
         self._seed, self._made = seed, 0
-        self._can_fail = can_fail
         self._patience_s = PATIENCE_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load")
@@ -116,7 +106,8 @@ class Load:
             tuple(one.unique_key for one in specs),
             marks=tuple(one.data for one in specs),
             retries=(RETRIES,) * BATCH,
-            can_fail=self._can_fail,
+            # Whatever a fault does to them, none of them says that it failed.
+            can_fail=False,
         )
         try:
             answer = await self._within_patience(client.submit_many(specs, watch=False))
@@ -235,13 +226,9 @@ class Rig:
         time.sleep(self.rng.uniform(low_s, high_s))
 
     @contextlib.contextmanager
-    def load(self, pause_s: float = PAUSE_S, *, can_fail: bool = False) -> Iterator[Load]:
-        """A load that runs while the block does. pause_s: between two batches.
-
-        can_fail: the fault may do to its tasks what makes them fail; none of them does by itself.
-        """
-        seed = self.seed + len(self.loads)
-        load = Load(self.cluster, self.trace, seed, pause_s, can_fail=can_fail)
+    def load(self, pause_s: float = PAUSE_S) -> Iterator[Load]:
+        """A load that runs while the block does. pause_s: between two batches."""
+        load = Load(self.cluster, self.trace, self.seed + len(self.loads), pause_s)
         self.loads.append(load)
         try:
             yield load

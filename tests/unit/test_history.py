@@ -8,7 +8,6 @@ from math import inf
 import msgspec
 import pytest
 
-from tests.support import history as checker
 from tests.support.history import (
     Answer,
     Arrival,
@@ -19,12 +18,15 @@ from tests.support.history import (
     FinalJob,
     FinalTask,
     History,
+    Problem,
     Retry,
     Start,
     Submission,
     Told,
     problems,
 )
+from tests.support.history.kept import KEPT, unfinished, untold
+from tests.support.history.seen import SEEN, crowded, impolite
 
 ORIGIN = "http://o"
 OK, FAIL, UNKNOWN = Answer.OK, Answer.FAIL, Answer.UNKNOWN
@@ -93,7 +95,7 @@ def whole() -> tuple[History, Final]:
     return history, final
 
 
-def found_in(history: History, final: Final) -> list[checker.Problem]:
+def found_in(history: History, final: Final) -> list[Problem]:
     return problems(history, final, delays_ms={ORIGIN: 100}, concurrency={ORIGIN: 1})
 
 
@@ -372,10 +374,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     ),
 ]
 
-RULES = [
-    *checker._SEEN, *checker._KEPT,
-    checker.impolite, checker.crowded, checker.untold, checker.unfinished,
-]  # fmt: skip
+RULES = (*SEEN, *KEPT, impolite, crowded, untold, unfinished)
 
 
 def test_a_history_that_kept_all_promises_has_no_problems() -> None:
