@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]  # ships no types
 
 from tests.chaos.catalogue import Tier, fault
 from tests.chaos.rig import Rig
-from tests.support.cluster import Node, holder, wait_until
+from tests.support.cluster import Node, family, holder, trace_lines, wait_until
 from tests.support.netns import Cable
 from tests.support.proxy import Edit, Proxy, Way
 from tests.support.raw_devices import RawDevices
@@ -24,6 +24,10 @@ from tests.support.raw_devices import RawDevices
 BEAT_S: Final = 1.0
 TIMEOUT_S: Final = 3.0
 SLACK_S: Final = 2.0
+# A bound that a device which takes all it can get would reach within seconds.
+HELD_MAX: Final = 8
+# Until a way that is whole again is used again: by then a connection has given up and begun anew.
+BACK_S: Final = 10.0
 DEAD_PORT: Final = 1
 # Until the kernel gives up a silent connection: socket_options.KEEPALIVE_*.
 GIVEN_UP_S: Final = 30.0
@@ -44,16 +48,19 @@ def delayed(rig: Rig) -> None:
 @fault(20, "loss of 30 percent of all packets", needs=("netns",))
 def lossy(rig: Rig) -> None:
     cable = _behind_cable(rig)
+    far = rig.cluster.nodes[-1]
     with rig.load() as load:
         rig.flows(load)
         rig.step("lossy")
         for hook in ("input", "output"):
-            cable.rule(hook, "numgen random mod 100 < 30 drop")
+            cable.lose(hook, "numgen random mod 100 < 30")
         time.sleep(8)
-        rig.step("mended")
-        cable.mend()
+        lost = cable.mend()
+        rig.step(f"mended; {lost} packets were lost")
+        _works_again(rig, far, BACK_S)
         rig.flows(load)
     rig.judge()
+    assert lost > 30, "packets were lost"
 
 
 @fault(21, "a line of 64 kbit/s", needs=("netns",))
@@ -65,11 +72,15 @@ def narrow(rig: Rig) -> None:
     rig.step("narrow")
     cable.narrow("64kbit")
     # Three seconds of line each; all together they are longer than device_timeout.
-    rig.running("bulky", 4, size=24_000)
+    runs = rig.running("bulky", 4, size=24_000)
+    began = min(rig.starts_of(one.task_id)[0] for one in runs)
     data = {"path": str(rig.trace)}
     for _ in range(20):
         rig.submit("trace", data)
+    rig.rests()
+    took_s = time.monotonic() - began
     rig.judge()
+    assert took_s > 4 * 24_000 * 8 / 64_000 * 0.8, "the line was slow"
     assert rig.events("device_lost") == 0, "a slow line is not a silent device"
 
 
@@ -93,6 +104,7 @@ def half_open(rig: Rig) -> None:
     rig.step("power cut")
     cable.cut()
     victim.kill()
+    assert _connections(master) > before, "the dead connection is still there"
     cut = time.monotonic()
     rig.cluster.start_worker("--master-host", cable.near)
     wait_until(lambda: len(rig.starts_of(run.task_id)) == 2, "its task runs elsewhere")
@@ -131,8 +143,9 @@ def flapping(rig: Rig) -> None:
             rig.step("down")
             cable.cut()
             time.sleep(1.0)
-            rig.step("up")
-            cable.mend()
+            lost = cable.mend()
+            rig.step(f"up; {lost} packets were lost")
+            assert lost > 0, "the link was down"
             time.sleep(1.0)
         rig.flows(load)
     rig.judge()
@@ -238,32 +251,55 @@ def no_hints(rig: Rig) -> None:
 
 @fault(33, "worker that reads nothing while others work")
 def deaf_worker(rig: Rig) -> None:
+    rig.cluster.config["max_tasks_per_device"] = HELD_MAX
     proxy = _behind_proxy(rig, workers=1)
+    deaf = rig.cluster.nodes[-1]
+    [device] = rig.cluster.devices()
     rig.cluster.start_worker()
+    held = "SELECT count(*) FROM tasks WHERE device_id = ? AND state IN ('assigned', 'running')"
+    most = 0
     with rig.load() as load:
         rig.flows(load)
         rig.step("deaf")
+        acknowledged, began = load.acknowledged, time.monotonic()
         proxy.weather.stalled = {Way.DOWN}
-        # It still beats, so it is not lost; what it was given waits, and nothing else does.
-        rig.flows(load, 300)
+        while time.monotonic() - began < 2 * TIMEOUT_S:
+            most = max(most, rig.cluster.rows(held, device.device_id)[0][0])
+            time.sleep(0.02)
+        assert load.acknowledged - acknowledged > 100, "nobody else waits"
         proxy.clear()
+        rig.step(f"hears again; it was given {most}")
+        _works_again(rig, deaf, BACK_S)
         rig.flows(load)
     rig.judge()
+    assert 0 < most <= HELD_MAX, f"it was given {most} tasks"
 
 
 @fault(34, "black hole for large packets", needs=("netns",))
 def black_hole(rig: Rig) -> None:
+    rig.cluster.config["executors"] = ["tests.support.accept_tasks", "tests.support.odd_tasks"]
     cable = _behind_cable(rig)
+    far = rig.cluster.nodes[-1]
+    data = {"path": str(rig.trace)}
     with rig.load() as load:
         rig.flows(load)
         rig.step("large packets vanish")
         for hook in ("input", "output"):
-            cable.rule(hook, "meta length > 600 drop")
-        time.sleep(2 * TIMEOUT_S)
-        rig.step("mended")
-        cable.mend()
+            cable.lose(hook, "meta length > 600")
+        large = [
+            *(rig.submit("bulky", data | {"size": 24_000}) for _ in range(8)),
+            *(rig.submit("trace", data | {"note": "x" * 24_000}) for _ in range(8)),
+        ]
+        began = time.monotonic()
+        wait_until(lambda: _completed(rig, large), "all done", 3 * (TIMEOUT_S + SLACK_S))
+        rig.step(f"done after {time.monotonic() - began:.1f} s all the same")
+        lost = cable.mend()
+        rig.step(f"mended; {lost} packets were lost")
+        _works_again(rig, far, BACK_S)
         rig.flows(load)
     rig.judge()
+    assert lost > 0, "large packets vanished"
+    assert rig.events("device_lost") > 0, "it is on record"
 
 
 @fault(35, "the worker's address changes", needs=("netns",))
@@ -314,11 +350,13 @@ def backlog_overflows(rig: Rig) -> None:
     rig.cluster.config["bind"] = cable.far
     rig.cluster.start_master(prefix=cable.prefix)
     rig.cluster.start_worker("--master-host", cable.far)
+    before = cable.refused()
     devices = rig.keep(RawDevices(rig.cluster, 100))
     with rig.load() as load:
         devices.wait_welcome(60)
         rig.flows(load)
     rig.judge()
+    assert cable.refused() > before, "the queue overflowed"
 
 
 # --- what the faults have in common ---------------------------------------------------------------
@@ -367,11 +405,29 @@ def _partition(rig: Rig, *hooks: str) -> None:
             cut = time.monotonic()
             wait_until(lambda: _all_again(rig, ours), "they run elsewhere")  # noqa: B023
             took_s = max(rig.starts_of(each)[1] for each in ours) - cut
-            rig.step("mended")
-            cable.mend()
+            lost = cable.mend()
+            rig.step(f"mended; {lost} packets were lost")
+            assert lost > 0, "the cable was cut"
             assert took_s < TIMEOUT_S + SLACK_S
+            _works_again(rig, far, BACK_S)
             rig.flows(load)
     rig.judge()
+
+
+def _works_again(rig: Rig, node: Node, within_s: float) -> None:
+    """Until it begins a task; one that began before does not count."""
+    since = time.monotonic()
+
+    def begun() -> bool:
+        hosts = {one.pid for one in family(node.pid)}
+        lines = trace_lines(rig.trace, "start")
+        return any(float(line[4]) > since and int(line[3]) in hosts for line in lines)
+
+    wait_until(begun, f"{node.log.name} works again", within_s)
+
+
+def _completed(rig: Rig, task_ids: list[int]) -> bool:
+    return all(rig.cluster.state(one) == "completed" for one in task_ids)
 
 
 def _all_again(rig: Rig, task_ids: list[int]) -> bool:

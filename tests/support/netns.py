@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -46,28 +47,27 @@ class Cable:
             with contextlib.suppress(subprocess.CalledProcessError):
                 _run(*words)
 
-    def rule(self, hook: str, rule: str) -> None:
-        """Add a rule at the far end. hook: `input` (what comes) or `output` (what leaves)."""
-        self._nft(f"add rule inet chaos {hook} {rule}")
+    def lose(self, hook: str, which: str = "") -> None:
+        """Silently lose packets at the far end. hook: `input` (what comes) or `output` (what
+        leaves). which: all that nft matches with this; all there are unless told."""
+        self._nft(f"add rule inet chaos {hook} {which} counter drop")
 
     def cut(self, *hooks: str) -> None:
         """Silently lose what comes in (`input`) or leaves (`output`); both unless told."""
         for hook in hooks or ("input", "output"):
-            self.rule(hook, "drop")
+            self.lose(hook)
 
-    def mend(self) -> None:
-        """No rule any more."""
+    def mend(self) -> int:
+        """Lose nothing any more; how many packets were lost since it was last mended."""
+        counted = self._nft("list table inet chaos")
         self._nft("flush table inet chaos")
+        return sum(map(int, re.findall(r"counter packets (\d+)", counted)))
 
     def narrow(self, rate: str) -> None:
         """Both ends send no faster, such as 64kbit."""
         shape = ("root", "tbf", "rate", rate, "burst", "3kb", "latency", "2s")
         _run("tc", "qdisc", "add", "dev", self._ends[0], *shape)
         self.inside("tc", "qdisc", "add", "dev", self._ends[1], *shape)
-
-    def widen(self) -> None:
-        _run("tc", "qdisc", "del", "dev", self._ends[0], "root")
-        self.inside("tc", "qdisc", "del", "dev", self._ends[1], "root")
 
     def move(self) -> str:
         """Give the far end another address; the new one."""
@@ -87,9 +87,18 @@ class Cable:
         """Names that only those see who are started with its prefix."""
         return Names(self)
 
-    def inside(self, *words: str) -> None:
-        """Run a command at the far end."""
-        _run(*self.prefix, *words)
+    def refused(self) -> int:
+        """Connections the far end's kernel turned away because a listener's queue was full."""
+        names, figures = (
+            line.split()
+            for line in self.inside("cat", "/proc/self/net/netstat").splitlines()
+            if line.startswith("TcpExt:")
+        )
+        return int(dict(zip(names, figures, strict=True))["ListenOverflows"])
+
+    def inside(self, *words: str) -> str:
+        """Run a command at the far end; what it printed."""
+        return _run(*self.prefix, *words)
 
     def _lay(self) -> None:
         near, far = self._ends
@@ -106,8 +115,8 @@ class Cable:
             chain = f"{{ type filter hook {hook} priority 0; }}"
             self._nft(f"add chain inet chaos {hook} {chain}")
 
-    def _nft(self, words: str) -> None:
-        self.inside("nft", words)
+    def _nft(self, words: str) -> str:
+        return self.inside("nft", words)
 
 
 class Names:
@@ -133,8 +142,10 @@ class Names:
         (self._folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
 
 
-def _run(*words: str) -> None:
-    subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+def _run(*words: str) -> str:
+    return subprocess.run(
+        words, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, text=True
+    ).stdout
 
 
 @cache
@@ -144,7 +155,7 @@ def can_lay_cables() -> bool:
         return False
     try:
         with Cable() as cable:
-            cable.rule("input", "numgen random mod 100 < 30 drop")
+            cable.lose("input", "numgen random mod 100 < 30")
             cable.narrow("64kbit")
             Path(f"/run/netns/{cable.name}").stat()
     except (subprocess.SubprocessError, OSError):
