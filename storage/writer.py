@@ -19,10 +19,13 @@ from storage.task_assignment_dao import TaskAssignmentDAO
 from storage.task_dao import TaskDAO
 from storage.unique_key_dao import UniqueKeyDAO
 from zmqcluster.core.effects import Changes
+from zmqcluster.errors import StorageError
 
 
-def apply(database: Database, changes: Changes) -> bool:
+def apply(database: Database, changes: Changes, epoch: int = 0) -> bool:
     """Commit these changes, all or none of them, in the order of their fields.
+
+    epoch: of the master that decided them; 0 for nobody's, which is not looked at.
 
     Returns whether pruning, if it was part of them, left anything for another step.
 
@@ -30,10 +33,22 @@ def apply(database: Database, changes: Changes) -> bool:
     rebuild from what the next start finds.
     """
     with transaction(database, "cannot save to the database"):
+        if epoch:
+            _require_epoch(database, epoch)
         _write(database, changes)
         if changes.prune_before_wall:
             return prune(database, changes.prune_before_wall)
     return False
+
+
+def _require_epoch(database: Database, epoch: int) -> None:
+    """The lock of the data directory keeps a second master away, but a lock can be removed."""
+    now = MetaDAO(database).epoch()
+    if now != epoch:
+        raise StorageError(
+            f"cannot save to the database: another master has begun here (epoch {now}, this one "
+            f"is {epoch}): see that only one runs"
+        )
 
 
 def _write(database: Database, changes: Changes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.recovery import begin_epoch
 from storage.writer import apply
 from tests.support.storage_bench import (
     StorageBench,
@@ -286,3 +287,14 @@ def test_a_write_waits_for_no_reader(bench: StorageBench) -> None:
 
     half_read.close()
     assert bench.count("tasks") == 50
+
+
+def test_a_master_whose_successor_has_begun_saves_nothing(bench: StorageBench) -> None:
+    mine = begin_epoch(bench.database)
+    apply(bench.database, Changes(new_tasks={TaskId(1): task(1)}), mine)
+    begin_epoch(bench.database)
+
+    with pytest.raises(StorageError, match="another master has begun here"):
+        apply(bench.database, Changes(new_tasks={TaskId(2): task(2)}), mine)
+
+    assert bench.count("tasks") == 1

@@ -127,7 +127,7 @@ class MasterNode:
             sockets=sockets,
             allowlist=allowlist,
             queries=queries,
-            apply=lambda changes: _apply(base, place, changes),
+            apply=lambda changes: _apply(base, place, changes, past.epoch),
             check=registry.check,
             clock=clock,
             clock_ms=past.clock_ms,
@@ -205,9 +205,9 @@ class MasterNode:
         save_join_token(self.data_dir, token)
 
 
-def _apply(base: Database, place: database.Place, changes: Changes) -> bool:
-    """Commit; afterwards it is certain where to."""
-    prune_more = writer.apply(base, changes)
+def _apply(base: Database, place: database.Place, changes: Changes, epoch: int) -> bool:
+    """Commit, as the newest master; afterwards it is certain where to."""
+    prune_more = writer.apply(base, changes, epoch)
     place.require()
     return prune_more
 
