@@ -45,7 +45,10 @@ def clock_skew(rig: Rig) -> None:
     with rig.load() as load:
         rig.running("trace", 2, seconds=4.0)
         rig.flows(load, 100)
+    # A device's id holds the second in which it was made.
+    made = sorted(int(one.device_id.split("-")[1]) for one in rig.cluster.devices())
     rig.judge()
+    assert made[1] - made[0] > 7_000, "two hours lie between them"
     assert rig.events("device_lost") == 0
     assert rig.events("task_timed_out") == 0
 

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import psutil  # type: ignore[import-untyped]  # ships no types
 from tests.chaos.catalogue import Tier, fault
 from tests.chaos.own_tasks import counted, end_of, events, has_begun, submit
 from tests.chaos.rig import Load, Rig, now_ms
+from tests.support.cgroups import Group
 from tests.support.cluster import wait_until
 from tests.support.history import Answer, Submission, Told
 from tests.support.raw_peer import (
@@ -158,19 +160,25 @@ def oversize_frame(rig: Rig) -> None:
             wait_until(lambda: _is_offline(rig, "large"), "its connection is closed", 10)
 
 
-@fault(42, "an enrolled device sends a message without end, until memory is gone")
+@fault(
+    42,
+    "an enrolled device sends a message without end, until memory is gone",
+    needs=("memory group",),
+)
 def endless_message(rig: Rig) -> None:
     """R1 of docs/security.md: the limit of its service ends the master, and nothing is lost."""
     cluster = rig.cluster
-    master = cluster.start_master()
+    group = rig.keep(Group("memory"))
+    master = cluster.start_master(prefix=group.prefix)
     cluster.start_worker()
     door = Door(cluster.data_dir, cluster.port + 1)
     with rig.load() as load, door.peer(door.enrol("endless")) as peer:
         rig.flows(load, 20)
-        limit = psutil.Process(master.pid).memory_info().rss + 200 * MIB
+        group.limit_memory(group.memory_bytes + 200 * MIB)
+        rig.step("a message of 375 MiB")
         peer.socket.send_multipart([os.urandom(64 * 1024)] * 6000, copy=False)
-        wait_until(lambda: psutil.Process(master.pid).memory_info().rss > limit, "R1 is real")
-        master.kill()
+        wait_until(lambda: master.process.poll() is not None, "the kernel kills it")
+        assert master.process.returncode == -signal.SIGKILL
         cluster.start_master()
         _revoke(rig, "endless")
         rig.flows(load, 20)

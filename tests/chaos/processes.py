@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from tests.chaos.catalogue import Tier, fault
-from tests.chaos.rig import Rig
+from tests.chaos.rig import Rig, Running
 from tests.support.cgroups import Group
 from tests.support.cluster import Node, family, freeze, holder, lives, thaw, wait_until
 
 # The rig's device_timeout, and what a promise adds to it.
 TIMEOUT_S: Final = 3.0
 SLACK_S: Final = 2.0
+# A killed master that is started again serves within this.
+BACK_S: Final = 5.0
 
 
 @fault(1, "master killed under submissions, three times", tier=Tier.QUICK)
@@ -28,16 +30,21 @@ def master_killed(rig: Rig) -> None:
     master = cluster.start_master()
     cluster.start_worker()
     cluster.start_worker()
+    runs = rig.running("trace", 4, seconds=5.0)
     with rig.load() as load:
         for number in range(3):
             rig.flows(load, 40)
             rig.pause(0, 0.1)
             rig.step(f"kill {number + 1}")
             master.kill()
+            killed = time.monotonic()
             master = cluster.start_master()
+            rig.flows(load, 1)
+            assert time.monotonic() - killed < BACK_S, "it serves again"
         rig.flows(load, 40)
     rig.judge()
     assert rig.verdict.unknown, "a kill leaves requests without an answer"
+    _went_on(rig, runs)
 
 
 @fault(2, "master dies at a named point", needs=("failpoints",))
@@ -90,6 +97,7 @@ def restart_storm(rig: Rig) -> None:
     rig.cluster.start_master()
     rig.cluster.start_worker()
     rig.cluster.start_worker()
+    runs = rig.running("trace", 4, seconds=8.0)
     with rig.load() as load:
         for number in range(6):
             rig.step(f"kill {number + 1}")
@@ -101,6 +109,7 @@ def restart_storm(rig: Rig) -> None:
     assert rig.verdict.unknown, "a kill leaves requests without an answer"
     assert rig.cluster.rows("SELECT value FROM meta WHERE key = 'epoch'") == [(7,)]
     assert rig.cluster.rows("SELECT max(attempt) FROM tasks")[0][0] <= 3, "attempts explode"
+    _went_on(rig, runs)
 
 
 @fault(6, "stale master: one is paused, its lock removed, another one started; it goes on")
@@ -232,19 +241,22 @@ def worker_frozen(rig: Rig) -> None:
         assert rig.starts_of(task_id)[1] - frozen < TIMEOUT_S + SLACK_S
 
 
-@fault(12, "worker with a tenth of a core", needs=("cpu group",))
+@fault(12, "worker with a twentieth of a core, and work for a quarter", needs=("cpu group",))
 def worker_starved(rig: Rig) -> None:
     group = rig.keep(Group("cpu"))
     rig.cluster.start_master()
     rig.cluster.start_worker(prefix=group.prefix)
-    with rig.load() as load:
+    with rig.load(pause_s=0.01) as load:
         rig.flows(load)
         rig.step("starved")
-        group.starve(10)
+        before = group.throttled
+        group.starve(5)
         time.sleep(2 * TIMEOUT_S)
+        throttled = group.throttled - before
         group.feed()
         rig.flows(load)
     rig.judge()
+    assert throttled > 30, f"throttled {throttled} times: it wanted more than it got"
     assert rig.events("device_lost") == 0, "slow is not silent"
 
 
@@ -314,6 +326,14 @@ def forking_task(rig: Rig) -> None:
     rig.judge()
     assert rig.events("device_lost") == 0
     assert rig.events("task_died") == 0
+
+
+def _went_on(rig: Rig, runs: list[Running]) -> None:
+    """Each is still the attempt it was, begun once and completed by whoever held it."""
+    for one in runs:
+        assert len(rig.starts_of(one.task_id)) == 1, f"task {one.task_id} began again"
+        found = rig.cluster.rows("SELECT state, attempt FROM tasks WHERE task_id = ?", one.task_id)
+        assert found == [("completed", 1)], f"task {one.task_id} was not adopted: {found}"
 
 
 def _second_master(rig: Rig) -> Node:

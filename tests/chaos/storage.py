@@ -22,6 +22,7 @@ from tests.support.cluster import Node, wait_until
 SUPPORT: Final = Path(__file__).resolve().parents[1] / "support"
 SECTOR: Final = 512
 MIB: Final = 1024 * 1024
+READING_S: Final = 10.0
 
 
 def _can_mount() -> bool:
@@ -109,14 +110,18 @@ def long_reader(rig: Rig) -> None:
         with _database(rig) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM tasks").fetchone()
+            began = time.monotonic()
             _fill(rig, 20)
+            # Nobody waits for it to end.
+            while time.monotonic() - began < READING_S:
+                rig.flows(load, 20)
             pinned = wal.stat().st_size
-            rig.flows(load, 50)
         _fill(rig, 3)
         rig.flows(load, 20)
         assert pinned > 16 * MIB, "the reader kept the log from being used again"
         assert wal.stat().st_size < pinned + 8 * MIB, "it is used again"
     rig.judge()
+    assert events(rig, "device_lost") == 0
 
 
 @fault(66, "the database is moved away, or another lies in its place")

@@ -80,6 +80,12 @@ class Group:
             self._write("cpu.max", f"max {PERIOD_US}")
 
     @property
+    def throttled(self) -> int:
+        """In how many periods of 100 ms it wanted more than its share."""
+        figures = dict(line.split() for line in self._read("cpu.stat").splitlines())
+        return int(figures["nr_throttled"])
+
+    @property
     def memory_bytes(self) -> int:
         name = "memory.usage_in_bytes" if self._is_v1 else "memory.current"
         return int(self._read(name))
