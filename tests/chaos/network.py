@@ -19,6 +19,7 @@ from tests.support.cluster import Node, family, holder, trace_lines, wait_until
 from tests.support.netns import Cable
 from tests.support.proxy import Edit, Proxy, Way
 from tests.support.raw_devices import RawDevices
+from zmqcluster.core.worker_outbox import RESEND_MS
 
 # The rig's heartbeat_interval and device_timeout, and what a promise adds to it.
 BEAT_S: Final = 1.0
@@ -28,6 +29,8 @@ SLACK_S: Final = 2.0
 HELD_MAX: Final = 8
 # Until a way that is whole again is used again: by then a connection has given up and begun anew.
 BACK_S: Final = 10.0
+# Until a worker tells a result again that nobody acknowledged.
+RESEND_S: Final = RESEND_MS / 1000
 DEAD_PORT: Final = 1
 # Until the kernel gives up a silent connection: socket_options.KEEPALIVE_*.
 GIVEN_UP_S: Final = 30.0
@@ -208,11 +211,19 @@ def frames_reordered(rig: Rig) -> None:
 @fault(29, "dispatches lost, and the session lives", tier=Tier.QUICK)
 def dispatches_lost(rig: Rig) -> None:
     _lose(rig, Way.DOWN)
+    lost_ms = _held_ms(rig, "dispatch_lost")
+    assert lost_ms, "orders were lost"
+    # The beat that shows it, and what the master waits for one that is late.
+    assert max(lost_ms) < 1000 * (2 * BEAT_S + SLACK_S)
 
 
 @fault(30, "results lost, and the session lives")
 def results_lost(rig: Rig) -> None:
     _lose(rig, Way.UP)
+    took_ms = _held_ms(rig, "completed")
+    # No task of the load takes longer than half a second.
+    assert max(took_ms) > 1000 * (RESEND_S - 1), "results were lost"
+    assert max(took_ms) < 1000 * (2 * RESEND_S + SLACK_S), "told again, once more if need be"
 
 
 @fault(31, "200 devices come back at once, three times")
@@ -432,6 +443,12 @@ def _completed(rig: Rig, task_ids: list[int]) -> bool:
 
 def _all_again(rig: Rig, task_ids: list[int]) -> bool:
     return all(len(rig.starts_of(one)) >= 2 for one in task_ids)
+
+
+def _held_ms(rig: Rig, outcome: str) -> list[int]:
+    """How long each attempt that ended so was in the hands of its device."""
+    sql = "SELECT ended_wall - assigned_wall FROM task_assignments WHERE outcome = ?"
+    return [row[0] for row in rig.cluster.rows(sql, outcome)]
 
 
 def _lose(rig: Rig, way: Way) -> None:

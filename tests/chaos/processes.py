@@ -256,7 +256,7 @@ def worker_starved(rig: Rig) -> None:
         group.feed()
         rig.flows(load)
     rig.judge()
-    assert throttled > 30, f"throttled {throttled} times: it wanted more than it got"
+    assert throttled > 30, f"throttled {throttled} times, of 60: it wanted more than it got"
     assert rig.events("device_lost") == 0, "slow is not silent"
 
 
