@@ -77,7 +77,10 @@ def probe_content(database: Database, path: Path) -> None:
 
 
 def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
-    """One clause for people: what is wrong, and what to do."""
+    """One clause for people: what is wrong, and what to do.
+
+    path: of the file, from whoever opens it; without it, it is in use.
+    """
     if isinstance(error, PermissionError):
         return f"permission denied: make {_folder(path)} writable, or use another data_dir"
     if isinstance(error, OSError) and error.errno in _AS_SQLITE:
@@ -86,12 +89,20 @@ def explain(error: sqlite3.Error | OSError, path: Path | None = None) -> str:
     if isinstance(error, OSError):
         return f"{(error.strerror or str(error)).lower()}: check {_folder(path)}"
     name = getattr(error, "sqlite_errorname", "")
+    if path is None and name.startswith("SQLITE_CORRUPT"):
+        return _UNREADABLE.format(error=error)
     for prefix, words in _WORDS.items():
         if name.startswith(prefix):
             return words.format(folder=_folder(path), error=error)
     return str(error)
 
 
+# SQLite calls a read that failed with EIO damage as well (SQLITE_IOERR_CORRUPTFS becomes CORRUPT).
+# Who opens the file reads it by itself as well, and can tell; who uses it cannot.
+_UNREADABLE: Final = (
+    "the disk failed or the file is damaged ({error}): check the disk and start again, and restore "
+    "a backup only if that start says damaged"
+)
 _AS_SQLITE: Final = {errno.EIO: "SQLITE_IOERR", errno.ENOSPC: "SQLITE_FULL"}
 _WORDS: Final = {
     "SQLITE_BUSY": "another process holds it locked: stop the other master or tool that uses it",

@@ -80,7 +80,6 @@ CAN: Final[dict[str, Callable[[], bool]]] = {
     "cpu group": lambda: can_group("cpu"),
     "memory group": lambda: can_group("memory"),
     "wall clock": can_fake_time,
-    "failpoints": lambda: False,
     "previous release": lambda: False,
 }
 
@@ -92,7 +91,6 @@ WHY: Final[dict[str, str]] = {
     "cpu group": "no right to make a cpu control group",
     "memory group": "no right to make a memory control group",
     "wall clock": "no C compiler, or it makes nothing that can be preloaded",
-    "failpoints": "the code has none: make sim stops the master at each of these points",
     "previous release": "there is none yet",
 }
 

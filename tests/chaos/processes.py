@@ -47,11 +47,6 @@ def master_killed(rig: Rig) -> None:
     _went_on(rig, runs)
 
 
-@fault(2, "master dies at a named point", needs=("failpoints",))
-def master_dies_at_point(_: Rig) -> None:
-    raise AssertionError("nothing to inject it with")
-
-
 @fault(3, "master paused, for less and for more than device_timeout")
 def master_paused(rig: Rig) -> None:
     master = rig.cluster.start_master()

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
+import signal
 import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Final
 
+from sqlite_utils import Database
+
+from storage import schema
 from tests.chaos.catalogue import CAN, fault
 from tests.chaos.own_tasks import events, submit
 from tests.chaos.rig import Rig
@@ -41,6 +46,42 @@ def _can_mount() -> bool:
 CAN["tmpfs"] = lambda: shutil.which("mount") is not None and _can_mount()
 
 
+@fault(
+    2,
+    "master dies in a migration, before and after a commit is on disk, and in a checkpoint",
+    needs=("gcc",),
+)
+def master_dies_at_point(rig: Rig) -> None:
+    cluster = rig.cluster
+    path = cluster.data_dir / "cluster.db"
+    _make_old(path)
+    with bad_disk(rig) as orders:
+        for number in (1, 2):
+            rig.step(f"before the end of step {number} of the migration")
+            orders.write_text(f"sync 0 0 -wal before {number}")
+            _is_killed(cluster._start("master", "--master-port", str(cluster.port)))
+        orders.unlink()
+        master = cluster.start_master()
+        cluster.start_worker()
+        with rig.load() as load, ThreadPoolExecutor(1) as pool:
+            for name, moment, megabytes in (
+                ("before a commit is on disk", "sync 0 0 -wal before 5", 0),
+                ("when it is on disk, and nobody was told", "sync 0 0 -wal after 5", 0),
+                ("in a checkpoint", "write 0 0 cluster.db$ before 100", 24),
+            ):
+                rig.flows(load, 20)
+                rig.step(name)
+                orders.write_text(moment)
+                filled = pool.submit(_fill, rig, megabytes)
+                _is_killed(master)
+                orders.unlink()
+                master = cluster.start_master()
+                filled.result()
+            rig.flows(load, 20)
+        rig.judge()
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
 @fault(61, "the master's disk is full", needs=("tmpfs",))
 def disk_full(rig: Rig) -> None:
     cluster = rig.cluster
@@ -60,17 +101,21 @@ def disk_full(rig: Rig) -> None:
         _end_all(rig)
 
 
-@fault(62, "the disk fails at a write, and at a sync", needs=("gcc",))
+@fault(62, "the disk fails at a write, a sync and a read, once and for good", needs=("gcc",))
 def disk_fails(rig: Rig) -> None:
     cluster = rig.cluster
     with bad_disk(rig) as orders:
         master = cluster.start_master()
         cluster.start_worker()
         with rig.load() as load:
-            for call in ("write", "sync"):
+            for call in ("write", "sync", "read"):
                 rig.flows(load, 20)
-                orders.write_text(f"{call} {errno.EIO} 0 -wal")
+                rig.step(f"one {call} fails")
+                # A second try would succeed, and hide what the first one lost.
+                orders.write_text(f"{call} {errno.EIO} 0 -wal once 1")
                 _stops_with(master, "the disk failed")
+                rig.step(f"each {call} fails")
+                orders.write_text(f"{call} {errno.EIO} 0 -wal")
                 again = cluster._start("master", "--master-port", str(cluster.port))
                 _stops_with(again, "the disk failed")
                 orders.unlink()
@@ -317,6 +362,20 @@ def _fill(rig: Rig, megabytes: int = 8) -> None:
     with contextlib.suppress(TimeoutError):
         for _ in range(megabytes):
             submit(rig, "trace", 20, data={"path": str(rig.trace), "note": "x" * 50_000})
+
+
+def _make_old(path: Path) -> None:
+    """A database of the first schema there was, with nothing in it."""
+    path.parent.mkdir(mode=0o700, parents=True)
+    path.touch(mode=0o600)
+    with contextlib.closing(Database(path)) as old:
+        old.enable_wal()
+        schema.migrate(old, path, schema.MIGRATIONS[:1])
+
+
+def _is_killed(node: Node) -> None:
+    wait_until(lambda: node.process.poll() is not None, f"{node.log} ends")
+    assert node.process.returncode == -signal.SIGKILL, node.log.read_text()
 
 
 def _stops_with(node: Node, words: str) -> None:

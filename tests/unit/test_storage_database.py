@@ -220,6 +220,18 @@ def test_troubles_of_the_disk_say_what_to_do(code: str, words: str) -> None:
         raise error
 
 
+def test_a_read_that_failed_in_use_is_not_taken_for_damage() -> None:
+    # As SQLite 3.40 reports EIO of a read: see SQLITE_IOERR_CORRUPTFS.
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorname = "SQLITE_CORRUPT"
+
+    with (
+        pytest.raises(StorageError, match="the disk failed or the file is damaged .* start again"),
+        storage_errors("cannot read the database"),
+    ):
+        raise error
+
+
 def test_a_sqlite_that_is_too_old_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
