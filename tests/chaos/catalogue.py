@@ -80,7 +80,6 @@ CAN: Final[dict[str, Callable[[], bool]]] = {
     "cpu group": lambda: can_group("cpu"),
     "memory group": lambda: can_group("memory"),
     "wall clock": can_fake_time,
-    "previous release": lambda: False,
 }
 
 # Why a machine may not be able to, for people.
@@ -91,7 +90,6 @@ WHY: Final[dict[str, str]] = {
     "cpu group": "no right to make a cpu control group",
     "memory group": "no right to make a memory control group",
     "wall clock": "no C compiler, or it makes nothing that can be preloaded",
-    "previous release": "there is none yet",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,8 @@ from typing import Final
 from tests.chaos.catalogue import Tier, fault
 from tests.chaos.rig import Rig, Running
 from tests.support.cgroups import Group
-from tests.support.cluster import Node, family, freeze, holder, lives, thaw, wait_until
+from tests.support.cluster import ROOT, Node, family, freeze, holder, lives, thaw, wait_until
+from zmqcluster.model import PROTOCOL_VERSION
 
 # The rig's device_timeout, and what a promise adds to it.
 TIMEOUT_S: Final = 3.0
@@ -303,9 +305,37 @@ def drained(rig: Rig) -> None:
     assert took_s < 3.0
 
 
-@fault(17, "old agent with a new master, and the reverse", needs=("previous release",))
-def mixed_releases(_: Rig) -> None:
-    raise AssertionError("nothing to inject it with")
+@fault(17, "new agent with an old master, and an old agent with a new master")
+def mixed_releases(rig: Rig) -> None:
+    cluster = rig.cluster
+    newer = _newer_release(rig)
+    master = cluster.start_master()
+    old = cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load)
+        rig.step("a new agent comes to the old master")
+        cluster.root = newer
+        new = cluster._start("worker", "--master-port", str(cluster.port))
+        assert new.process.wait(TIMEOUT_S + SLACK_S) == 1
+        assert new.says(f"this master speaks {PROTOCOL_VERSION}"), new.log.read_text()
+        rig.flows(load)
+        assert old.process.poll() is None, "nobody else is concerned"
+        rig.step("a new master comes to the old agent")
+        [run] = rig.running("trace", seconds=60.0)
+        master.end()
+        master = cluster.start_master()
+        restarted = time.monotonic()
+        assert old.process.wait(TIMEOUT_S + SLACK_S) == 1
+        assert old.says("another version of the protocol"), old.log.read_text()
+        assert not lives(run.pid), "what it ran ended with it"
+        cluster.start_worker()
+        wait_until(lambda: len(rig.starts_of(run.task_id)) == 2, "its task runs on a new one")
+        took_s = rig.starts_of(run.task_id)[1] - restarted
+        rig.cancel(run.task_id)
+        rig.flows(load)
+        assert master.process.poll() is None
+    rig.judge()
+    assert took_s < 2 * (TIMEOUT_S + SLACK_S)
 
 
 @fault(18, "task that forks beside a live worker")
@@ -329,6 +359,21 @@ def _went_on(rig: Rig, runs: list[Running]) -> None:
         assert len(rig.starts_of(one.task_id)) == 1, f"task {one.task_id} began again"
         found = rig.cluster.rows("SELECT state, attempt FROM tasks WHERE task_id = ?", one.task_id)
         assert found == [("completed", 1)], f"task {one.task_id} was not adopted: {found}"
+
+
+def _newer_release(rig: Rig) -> Path:
+    """A copy of the program that speaks the next version of the protocol."""
+    root = rig.folder / "newer"
+    root.mkdir()
+    shutil.copy(ROOT / "main.py", root)
+    for name in ("zmqcluster", "storage", "executors"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    model = root / "zmqcluster" / "model.py"
+    now, then = (f"PROTOCOL_VERSION: Final = {PROTOCOL_VERSION + step}\n" for step in (0, 1))
+    text = model.read_text()
+    assert text.count(now) == 1
+    model.write_text(text.replace(now, then))
+    return root
 
 
 def _second_master(rig: Rig) -> Node:

@@ -71,7 +71,7 @@ class Node:
     """One process of the cluster, in a process group of its own; its log goes to a file.
 
     prefix: a command that becomes ours (`env`, `nsenter`), so that the pid is the node's own.
-    environment: added to this process's own.
+    environment: added to this process's own. root: where the program lies.
     """
 
     def __init__(
@@ -81,10 +81,11 @@ class Node:
         arguments: list[str],
         prefix: tuple[str, ...] = (),
         environment: Mapping[str, str] = MappingProxyType({}),
+        root: Path = ROOT,
     ) -> None:
         self.verb = verb
         self.log = log
-        command = [sys.executable, str(ROOT / "main.py"), "distribute", verb, *arguments]
+        command = [sys.executable, str(root / "main.py"), "distribute", verb, *arguments]
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [*prefix, *command],
@@ -151,6 +152,7 @@ class Cluster:
         self.nodes: list[Node] = []
         # Of all nodes that are started from now on.
         self.environment: dict[str, str] = {}
+        self.root = ROOT
         self._logs = 0
 
     def start_master(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Node:
@@ -218,7 +220,7 @@ class Cluster:
         config.write_text(json.dumps(self.config))
         flags = ["--config", str(config), "--data-dir", str(self.data_dir), *arguments]
         log = self.folder / f"{self._logs}-{verb}.log"
-        node = Node(verb, log, flags, prefix, self.environment)
+        node = Node(verb, log, flags, prefix, self.environment, self.root)
         self.nodes.append(node)
         return node
 

@@ -226,7 +226,7 @@ def test_a_read_that_failed_in_use_is_not_taken_for_damage() -> None:
     error.sqlite_errorname = "SQLITE_CORRUPT"
 
     with (
-        pytest.raises(StorageError, match="the disk failed or the file is damaged .* start again"),
+        pytest.raises(StorageError, match=r"the disk failed or the file is damaged .* start again"),
         storage_errors("cannot read the database"),
     ):
         raise error
