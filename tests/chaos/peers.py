@@ -67,6 +67,8 @@ API: Final = "/api/distribution"
 MIB: Final = 1024 * 1024
 MASTER_GROWS_BYTES_MAX: Final = 60 * MIB
 HANDSHAKE_S: Final = 15.0
+# Until the master has looked and written down what it saw.
+SLACK_S: Final = 5.0
 # What counts up when words get past the door.
 REACHED: Final = ("socket_dropped_unknown_key", "socket_dropped_shape", "frame_refused")
 
@@ -119,9 +121,12 @@ def no_descriptors(rig: Rig) -> None:
         resource.prlimit(master.pid, resource.RLIMIT_NOFILE, limits)
         with connected([door.port, door.port + 1, cluster.port] * 100) as lines:
             assert lines
+            wait_until(lambda: events(rig, "descriptors_gone"), "it is on record", SLACK_S)
+            wait_until(lambda: master.says("nobody can connect"), "the operator is told", SLACK_S)
             rig.flows(load, 50)
         # Whoever wants in now gets in.
         cluster.start_worker()
+        wait_until(lambda: events(rig, "descriptors_enough"), "that is over", SLACK_S)
     assert events(rig, "device_lost") == 0
 
 

@@ -7,7 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.master_bench import CLIENT, MasterBench, spec
-from zmqcluster.core.events import Facts, FramesDropped, MessageReceived, Principal, TurnedAway
+from zmqcluster.core.events import (
+    Facts,
+    FramesDropped,
+    MessageReceived,
+    Noticed,
+    Principal,
+    TurnedAway,
+)
 from zmqcluster.core.settings import Settings
 from zmqcluster.messages import CancelTasks, Enrol, RateReport, RateRule, Refused, Submit, TaskOrder
 from zmqcluster.model import DEATHS_MAX, PROTOCOL_VERSION, Outcome, Role
@@ -111,6 +118,10 @@ def drop_frames(master: MasterBench) -> None:
     master.turn(FramesDropped(CLIENT))
 
 
+def run_out_of_descriptors(master: MasterBench) -> None:
+    master.turn(Noticed("descriptors_gone", "error", "all 64 descriptors are in use"))
+
+
 def pause(master: MasterBench) -> None:
     master.jump(BEAT_MS * 2)
 
@@ -123,6 +134,7 @@ def fall_silent_together(master: MasterBench) -> None:
 
 TOLD: dict[str, Callable[[MasterBench], None]] = {
     "device_lost": lose_the_device,
+    "descriptors_gone": run_out_of_descriptors,
     "task_device_lost": lose_the_device,
     "task_dispatch_lost": lose_a_dispatch,
     "task_died": end_as(Outcome.DIED),

@@ -75,6 +75,17 @@ class FramesDropped(Struct, frozen=True):
     peer: Peer
 
 
+class Noticed(Struct, frozen=True):
+    """The loop noticed something about its own process that an operator has to know.
+
+    kind: the event and counter to be. level, detail: of the line in the log.
+    """
+
+    kind: str
+    level: str
+    detail: str
+
+
 class BacklogLoaded(Struct, frozen=True):
     """Answer to LoadBacklog. rows: ready tasks of that lane in order; more: the lane has others."""
 
@@ -149,6 +160,7 @@ Event = (
     | PeerLost
     | TurnedAway
     | FramesDropped
+    | Noticed
     | BacklogLoaded
     | LanesListed
     | DelayedLoaded

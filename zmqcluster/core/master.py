@@ -21,6 +21,7 @@ from zmqcluster.core.events import (
     LaneKey,
     LanesListed,
     MessageReceived,
+    Noticed,
     OpenTasksLoaded,
     Peer,
     PeerLost,
@@ -212,6 +213,9 @@ class MasterCore:
                 watching.forget_watcher(self._state, event.peer)
             case TurnedAway(kind, device_id, detail):
                 self._state.event_of_peer(kind, device_id=device_id, detail=detail)
+            case Noticed(kind, level, detail):
+                self._state.event(kind, detail=detail)
+                self._state.log(level, detail)
             case FramesDropped():
                 slow = self._state.fleet.by_peer.get(event.peer)
                 self._state.event(

@@ -46,6 +46,7 @@ from zmqcluster.errors import (
 from zmqcluster.messages import ClientMessage, Outbound, Refused, Submit, ToClient
 from zmqcluster.model import RefusalCode, Role
 from zmqcluster.runtime.clock import Clock
+from zmqcluster.runtime.descriptors import Descriptors
 from zmqcluster.runtime.doorbell import Doorbell
 from zmqcluster.runtime.journal import Apply, Journal
 from zmqcluster.runtime.lookups import Lookups
@@ -116,6 +117,7 @@ class MasterRuntime:
         self._too_slow: set[bytes] = set()
         self._dropped_frames = 0
         self._next_tick_ms = 0
+        self._descriptors = Descriptors()
         # What the sockets counted until now: our own knocks at the start.
         self._turned_away = self._count_turned_away()
         self._is_stopping = False
@@ -187,6 +189,7 @@ class MasterRuntime:
             self._next_tick_ms = now_ms + self._tick_ms
             events.append(Tick(self._clock.wall_ms()))
             events += self._newly_turned_away()
+            events += self._descriptors.look(now_ms)
         committed_turn = 0
         if self._journal.take_done():
             committed_turn = self._pipeline.done()
