@@ -194,7 +194,7 @@ def database_moved(rig: Rig) -> None:
     rig.judge()
 
 
-@fault(67, "bits of the stopped database are flipped")
+@fault(67, "bits are flipped and sectors lost in the stopped database, and in its log")
 def bits_flipped(rig: Rig) -> None:
     cluster = rig.cluster
     master = cluster.start_master()
@@ -202,43 +202,69 @@ def bits_flipped(rig: Rig) -> None:
     with rig.load() as load:
         rig.flows(load, 100)
     rig.rests()
-    master.end()
+    master.kill()
     path = cluster.data_dir / "cluster.db"
-    good = path.read_bytes()
+    log_path = path.with_name("cluster.db-wal")
+    short, log = path.read_bytes(), log_path.read_bytes()
     rng = Random(rig.seed)
-    refused = 0
-    for sectors in (1, 1, 4, 40, 200):
-        path.write_bytes(_flipped(good, sectors, rng))
+
+    def refuses() -> bool:
+        """Or it starts, and all that was acknowledged is there."""
         damaged = cluster._start("master", "--master-port", str(cluster.port))
-        if _starts(damaged):
-            # What is damaged may be a page of no consequence, or a letter of a result; rows that
-            # are counted in an index cannot vanish without being noticed.
-            kept = {row[0] for row in cluster.rows("SELECT task_id FROM tasks")}
-            assert {one for sent in load.submissions for one in sent.task_ids} <= kept
-            damaged.kill()
-        else:
-            refused += 1
+        try:
+            if _starts(damaged):
+                # What is damaged may be a page of no consequence, or a letter of a result; rows
+                # that are counted in an index cannot vanish without being noticed.
+                kept = {row[0] for row in cluster.rows("SELECT task_id FROM tasks")}
+                assert {one for sent in load.submissions for one in sent.task_ids} <= kept
+                return False
             text = damaged.log.read_text()
             assert "restore a backup" in text or "is not a database: move it away" in text, text
-        _remove_logs(path)
-    assert refused >= 2, "damage is noticed"
+            return True
+        finally:
+            damaged.kill()
+            _remove_logs(path)
+
+    for where in (0.1, 0.5):
+        rig.step(f"one bit of the log, {where:.0%} of the way")
+        path.write_bytes(short)
+        log_path.write_bytes(_flipped(log, round(len(log) * where)))
+        assert refuses(), "what was committed behind it would be lost"
+    path.write_bytes(short)
+    log_path.write_bytes(log)
+    cluster.start_master().end()
+    good = path.read_bytes()
+    assert not log_path.exists(), "all of it is in the database now"
+    refused = 0
+    for bits in (1, 10, 100):
+        rig.step(f"{bits} bits of the database")
+        path.write_bytes(_flipped(good, *(rng.randrange(len(good)) for _ in range(bits))))
+        refused += refuses()
+    for sectors in (1, 4, 40, 200):
+        rig.step(f"{sectors} sectors of the database")
+        path.write_bytes(_without(good, sectors, rng))
+        refused += refuses()
+    assert refused >= 3, "damage is noticed"
     path.write_bytes(good)
     cluster.start_master()
     rig.judge()
 
 
-@fault(68, "the write-ahead log of a later time lies beside a restored copy")
+@fault(68, "a copy is restored: with the log of a later time beside it, and alone")
 def stale_log(rig: Rig) -> None:
     cluster = rig.cluster
     path = cluster.data_dir / "cluster.db"
     master = cluster.start_master()
-    cluster.start_worker()
+    worker = cluster.start_worker()
     with rig.load() as load:
         rig.flows(load, 50)
     rig.rests()
     master.end()
     copy = path.read_bytes()
-    master = cluster.start_master()
+    for _ in range(2):
+        # What was seen of later epochs shows the copy to be an old one.
+        master.kill()
+        master = cluster.start_master()
     _fill(rig, 24)  # More than a checkpoint, so the log is of a database the copy never was.
     rig.rests()
     master.kill()
@@ -247,12 +273,25 @@ def stale_log(rig: Rig) -> None:
     path.write_bytes(copy)
     path.with_name("cluster.db-shm").unlink()
 
+    rig.step("with the log of a later time")
     restored = cluster._start("master", "--master-port", str(cluster.port))
-
     if _starts(restored):
         found = sqlite3.connect(path).execute("PRAGMA integrity_check").fetchall()
         restored.kill()
         assert found == [("ok",)], f"a mixture of two times is served: {found[:3]}"
+    rig.step("alone")
+    path.write_bytes(copy)
+    _remove_logs(path)
+    restored = cluster.start_master()
+    worker.wait_for("an old copy of it answers", 10)
+    worker.end()
+    cluster.start_worker()
+    # Its numbers are given out once more: to other tasks, which must run all the same.
+    again = [cluster.submit("trace", {"path": str(rig.folder / "again")}) for _ in range(20)]
+    for task_id in again:
+        cluster.wait_state(task_id, "completed", 10)
+    restored.kill()
+    rig.step("back to the newest state")
     _remove_logs(path)
     path.write_bytes(newest)
     path.with_name("cluster.db-wal").write_bytes(log)
@@ -398,7 +437,15 @@ def _end_all(rig: Rig) -> None:
         node.end()
 
 
-def _flipped(content: bytes, sectors: int, rng: Random) -> bytes:
+def _flipped(content: bytes, *places: int) -> bytes:
+    """One bit of each of these bytes is another one."""
+    damaged = bytearray(content)
+    for at in places:
+        damaged[at] ^= 1 << at % 8
+    return bytes(damaged)
+
+
+def _without(content: bytes, sectors: int, rng: Random) -> bytes:
     """Random bytes in so many sectors, wherever they are."""
     damaged = bytearray(content)
     for _ in range(sectors):
