@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
@@ -126,6 +128,33 @@ def redirects(rig: Rig) -> None:
     assert _steps(site) == [f"/step/{number}" for number in range(11)], "ten hops, and no more"
 
 
+@fault(91, "names that lead elsewhere at the next look, and to several places", needs=("gcc",))
+def rebound_names(rig: Rig) -> None:
+    allowed = ["127.0.0.1/32"]
+    with (
+        HostileSite() as site,
+        HostileSite(address=("127.0.0.2", site.port)) as inside,
+        preloaded(rig, "slow_dns"),
+        at_work(rig, egress_allow=allowed),
+    ):
+        turning = [
+            end_of(rig, crawl(rig, f"http://{number}.turning.test:{site.port}/good"))
+            for number in range(12)
+        ]
+        mixed = crawl(rig, f"http://mixed.test:{site.port}/good")
+        refused = [
+            crawl(rig, f"http://inside.test:{site.port}/good"),
+            crawl(rig, f"{site.url}/to?http://inside.test:{site.port}/good", scope="host"),
+        ]
+        assert skipped(rig, mixed) == "", "one of its addresses is fine"
+        assert fails_with(rig, refused[0], "will not connect")
+        assert end_of(rig, refused[1]).state == "completed", "it is the redirect that is refused"
+        for end in turning:
+            assert end.state == "completed" or "will not connect" in end.error, end
+        assert {end.state for end in turning} == {"completed", "failed"}, "they turned"
+        assert inside.arrivals == [], "nothing got there"
+
+
 @fault(92, "this machine's own address in every spelling there is")
 def spellings(rig: Rig) -> None:
     hosts = (
@@ -156,12 +185,14 @@ def robots_in_trouble(rig: Rig) -> None:
         "is 1 MB": rules(long),
         "has a mark": rules(b"\xef\xbb\xbfUser-agent: *\nDisallow: /private"),
         "goes in circles": lambda url: iter([moved(f"{url}/robots.txt")]),
+        "leads on and on": lambda url: iter([moved(f"{url}/step/0")]),
         "has a costly pattern": rules(b"User-agent: *\nDisallow: " + b"/*a" * 500 + b"$\n"),
     }
     closed_sites: dict[str, Callable[[str], Pieces]] = {
         "is 500": lambda _: iter([status(500)]),
         "is 503": lambda _: iter([status(503, b"Retry-After: 5\r\n")]),
         "hangs up": lambda _: iter([]),
+        "says nothing": lambda _: itertools.repeat(None, 1000),
     }
     shut = {
         "says no": rules(b"User-agent: *\nDisallow: /"),
@@ -178,7 +209,7 @@ def robots_in_trouble(rig: Rig) -> None:
         for name in shut:
             assert skipped(rig, asked[name][1]) == "robots", name
         for name in closed_sites:
-            fails_with(rig, asked[name][1], "robots.txt")
+            fails_with(rig, asked[name][1], "robots.txt", "ran longer than")
         for name in closed_sites | shut:
             assert set(asked[name][0].paths) == {"/robots.txt"}, f"{name}: a page was asked for"
 
@@ -198,15 +229,31 @@ def odd_pauses(rig: Rig) -> None:
         assert 3_000_000 < max(waits) <= 3_600_000, "an hour at most, whatever they say"
 
 
-@fault(95, "a certificate of its own making, and a handshake that hangs", needs=("openssl",))
+@fault(
+    95,
+    "certificates that are expired, for another host or of nobody, and a handshake that hangs",
+    needs=("openssl",),
+)
 def bad_tls(rig: Rig) -> None:
-    with HostileSite(tls=_own_certificate(rig)) as site, at_work(rig, task_timeout=4.0):
-        refused = crawl(rig, f"https://127.0.0.1:{site.port}/good")
-        assert "certificate" in fails_with(rig, refused, "certificate").error
+    authority = Authority(rig.folder)
+    # What is signed by it is trusted, if there is nothing else to say against it.
+    rig.cluster.environment["SSL_CERT_FILE"] = str(authority.certificate)
+    bad = {
+        "expired": authority.signs("IP:127.0.0.1", days=-1),
+        "mismatch": authority.signs("DNS:evil.example"),
+        "self-signed": authority.itself(),
+    }
+    with contextlib.ExitStack() as stack, at_work(rig, task_timeout=4.0):
+        good = stack.enter_context(HostileSite(tls=authority.signs("IP:127.0.0.1")))
+        assert skipped(rig, crawl(rig, f"https://127.0.0.1:{good.port}/good")) == ""
+        for words, tls in bad.items():
+            site = stack.enter_context(HostileSite(tls=tls))
+            end = fails_with(rig, crawl(rig, f"https://127.0.0.1:{site.port}/good"), "certificate")
+            assert words in end.error, (words, end)
+            assert site.arrivals == [], "nothing was asked for"
         with socket.create_server(("127.0.0.1", 0)) as mute:
             url = f"https://127.0.0.1:{mute.getsockname()[1]}/"
             fails_with(rig, crawl(rig, url), "no connection in time", "ran longer than")
-        assert site.arrivals == [], "nothing was asked for"
 
 
 @fault(96, "names that nobody knows, after six seconds each", needs=("gcc",))
@@ -290,16 +337,47 @@ def endless_site(rig: Rig) -> None:
     assert len(pages) == len(set(pages)) == 61, "depth is a bound, and no page comes twice"
 
 
-def _own_certificate(rig: Rig) -> ssl.SSLContext:
-    key, certificate = rig.folder / "tls.key", rig.folder / "tls.pem"
-    subprocess.run(
-        [
-            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
-            "-subj", "/CN=evil.example", "-keyout", str(key), "-out", str(certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
+class Authority:
+    """Signs certificates. certificate: its own, for who trusts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate = folder / "authority.pem"
+        self._key = folder / "authority.key"
+        self._folder = folder
+        self._signed = itertools.count()
+        self._request("/CN=authority", self._key, self.certificate, "-x509", "-days", "1")
+
+    def signs(self, name: str, days: int = 1) -> ssl.SSLContext:
+        """For a server of this name, such as DNS:example.org, until so many days from now."""
+        number = next(self._signed)
+        key, request, certificate, extensions = (
+            self._folder / f"server{number}.{end}" for end in ("key", "csr", "pem", "ext")
+        )
+        self._request("/CN=server", key, request)
+        extensions.write_text(f"subjectAltName={name}\n")
+        _openssl(
+            "x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key,
+            "-CAcreateserial", "-days", days, "-extfile", extensions, "-out", certificate,
+        )  # fmt: skip
+        return _server_context(certificate, key)
+
+    def itself(self) -> ssl.SSLContext:
+        """A server that signed for itself."""
+        key, certificate = self._folder / "own.key", self._folder / "own.pem"
+        name = ("-addext", "subjectAltName=IP:127.0.0.1")
+        self._request("/CN=own", key, certificate, "-x509", "-days", "1", *name)
+        return _server_context(certificate, key)
+
+    def _request(self, subject: str, key: Path, out: Path, *more: str) -> None:
+        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        _openssl("req", *curve, "-subj", subject, "-keyout", key, "-out", out, *more)
+
+
+def _openssl(*words: object) -> None:
+    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
+
+
+def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return context

@@ -26,17 +26,20 @@ Pieces = Iterator[bytes | None]
 class HostileSite:
     """Serves until closed. robots: what /robots.txt does; the other paths are in PAGES.
 
-    tls: it speaks https with this.
+    tls: it speaks https with this. address: where it listens; port 0 takes a free one.
     """
 
     def __init__(
-        self, robots: Callable[[str], Pieces] | None = None, tls: ssl.SSLContext | None = None
+        self,
+        robots: Callable[[str], Pieces] | None = None,
+        tls: ssl.SSLContext | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.arrivals: list[tuple[float, str]] = []
         self.robots = robots or _not_found
         self.tls = tls
         self.stopping = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), self)
+        self._server = _Server(address, self)
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="hostile site")
