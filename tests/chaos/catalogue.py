@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 import tests.chaos
-from tests.support.cgroups import can_group
+from tests.support.cgroups import can_group, can_part_threads
 from tests.support.netns import can_lay_cables
 from tests.support.wall_clock import can_fake_time
 
@@ -77,6 +77,7 @@ CAN: Final[dict[str, Callable[[], bool]]] = {
     "gcc": lambda: _has("gcc"),
     "netns": can_lay_cables,
     "freezer": lambda: can_group("freezer"),
+    "thread freezer": can_part_threads,
     "cpu group": lambda: can_group("cpu"),
     "memory group": lambda: can_group("memory"),
     "wall clock": can_fake_time,
@@ -87,6 +88,7 @@ WHY: Final[dict[str, str]] = {
     "gcc": "no C compiler",
     "netns": "no right to make network namespaces, or no ip, tc and nft (iproute2, nftables)",
     "freezer": "no right to make a freezer control group",
+    "thread freezer": "no right to make a freezer control group of version 1",
     "cpu group": "no right to make a cpu control group",
     "memory group": "no right to make a memory control group",
     "wall clock": "no C compiler, or it makes nothing that can be preloaded",

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -209,6 +210,42 @@ def strangers_keys(rig: Rig) -> None:
             assert all(peer.hear(0.1) is None for peer in doors), "nobody is answered"
         assert _counts(rig, *REACHED) == let_in
         wait_until(lambda: events(rig, "handshake_denied"), "it is on record")
+
+
+@fault(48, "nobody answers at the door: the thread that does is frozen", needs=("thread freezer",))
+def dead_doorman(rig: Rig) -> None:
+    with at_work(rig) as (load, door):
+        [master] = [one for one in rig.cluster.nodes if one.says("Starting master")]
+        known = door.enrol("known")
+        group = rig.keep(Group("freezer"))
+        group.take_thread(_loop_thread(master.pid))
+        with contextlib.ExitStack() as stack:
+            rig.step("frozen")
+            group.freeze()
+            frozen = time.monotonic()
+            try:
+                peers = [
+                    stack.enter_context(one)
+                    for one in (
+                        door.peer(known),
+                        door.peer(new_key_pair()),
+                        Peer(door.port, None, None),
+                    )
+                ]
+                for peer in peers:
+                    peer.try_say(codec.encode(hello("known")))
+                wait_until(lambda: ask(rig, "GET", "/readyz", prefix="")[0] == 503, "it is told", 9)
+                wait_until(lambda: time.monotonic() - frozen > 6, "longer than device_timeout")
+                assert all(peer.hear(0.1) is None for peer in peers), "nobody got in"
+            finally:
+                group.thaw()
+            rig.step("thawed")
+            peers[0].hears(Welcome)
+            assert all(peer.hear(0.5) is None for peer in peers[1:]), "no stranger got in since"
+        wait_until(lambda: ask(rig, "GET", "/readyz", prefix="")[0] == 200, "it is ready", 5)
+        rig.flows(load, 20)
+    lost = "SELECT count(*) FROM events WHERE kind = 'device_lost' AND device_id <> 'known'"
+    assert rig.cluster.rows(lost) == [(0,)], "its own pause is nobody's silence"
 
 
 # --- devices gone bad -----------------------------------------------------------------------------
@@ -635,6 +672,17 @@ def _taken(rig: Rig, peer: Peer, device_id: str) -> int:
     assert order.task_id == task_id
     rig.cluster.start_worker("--labels", "bait")
     return task_id
+
+
+def _loop_thread(pid: int) -> int:
+    """The only one that waits in poll(2); all others wait for locks, or in epoll_wait(2)."""
+    threads = Path(f"/proc/{pid}/task")
+
+    def found() -> list[str]:
+        return [one.name for one in threads.iterdir() if "poll_sch" in (one / "wchan").read_text()]
+
+    [thread_id] = wait_until(found, "the loop waits")
+    return int(thread_id)
 
 
 def _flood(peer: Peer, frames: list[bytes], seconds: float) -> int:

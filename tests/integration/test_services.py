@@ -12,7 +12,7 @@ import pytest
 
 import zmqcluster
 from storage import writer
-from tests.support.cluster import free_ports
+from tests.support.cluster import free_ports, wait_until
 from zmqcluster.codec import decode_to_client, decode_to_worker, encode
 from zmqcluster.config import ClusterConfig
 from zmqcluster.errors import ConfigError, StartError, StorageError
@@ -36,7 +36,7 @@ from zmqcluster.runtime.transport import PeerSockets
 from zmqcluster.security.datadir import DataDir
 from zmqcluster.security.keys import KeyPair, load_public_key, new_key_pair
 from zmqcluster.security.tokens import load_join_token
-from zmqcluster.services import DistributionServices
+from zmqcluster.services import DistributionServices, backend
 from zmqcluster.services.master_node import MasterNode
 
 DEADLINE_S = 10.0
@@ -205,3 +205,22 @@ def test_the_three_functions_are_safe_twice_and_say_what_is_missing(config: Clus
     finally:
         zmqcluster.stop_distribution_services()
         zmqcluster.stop_distribution_services()
+
+
+def test_master_whose_loop_stands_still_is_not_ready(
+    services: DistributionServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.start()
+    master = master_of(services)
+    go_on = threading.Event()
+    real = master.runtime._core.handle
+    monkeypatch.setattr(
+        master.runtime._core, "handle", lambda *turn: go_on.wait(DEADLINE_S) and real(*turn)
+    )
+    monkeypatch.setattr(backend, "SILENT_MS_MAX", 1_000)
+
+    wait_until(lambda: not master.backend.ready()[0], "it is not ready")
+
+    assert "loop has stood still" in master.backend.ready()[1]
+    go_on.set()
+    wait_until(lambda: master.backend.ready() == (True, ""), "it is ready again")

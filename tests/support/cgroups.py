@@ -40,6 +40,10 @@ class Group:
         """Before a command: it joins the group, and then becomes the command."""
         return ("sh", "-c", f'echo $$ > {self.path / "cgroup.procs"} && exec "$@"', "sh")
 
+    def take_thread(self, thread_id: int) -> None:
+        """This one thread joins. Only version 1 can part the threads of a process."""
+        self._write("tasks", str(thread_id))
+
     def close(self) -> None:
         def removed() -> bool:
             with contextlib.suppress(OSError):
@@ -105,6 +109,12 @@ _KNOBS: Final = {
     "cpu": ("cpu.cfs_quota_us", "cpu.max"),
     "memory": ("memory.limit_in_bytes", "memory.max"),
 }
+
+
+@cache
+def can_part_threads() -> bool:
+    """Can one thread of a process be frozen, and the others go on?"""
+    return can_group("freezer") and (ROOT / "freezer" / "tasks").exists()
 
 
 @cache

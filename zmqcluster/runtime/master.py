@@ -117,6 +117,7 @@ class MasterRuntime:
         self._too_slow: set[bytes] = set()
         self._dropped_frames = 0
         self._next_tick_ms = 0
+        self._turned_ms = clock.monotonic_ms()
         self._descriptors = Descriptors()
         # What the sockets counted until now: our own knocks at the start.
         self._turned_away = self._count_turned_away()
@@ -148,6 +149,10 @@ class MasterRuntime:
             counts[f"socket_{name}"] = getattr(sockets, name)
         counts["frames_dropped"] = self._dropped_frames
         return counts
+
+    def silent_ms(self) -> int:
+        """How long ago the loop began its last turn; it begins one at least each TICK_MS."""
+        return self._clock.monotonic_ms() - self._turned_ms
 
     def offers(self, task_type: str) -> bool:
         """Does any connected device run this type? For types this master has no code of."""
@@ -183,6 +188,7 @@ class MasterRuntime:
 
     def _turn(self) -> None:
         self._wait()
+        self._turned_ms = self._clock.monotonic_ms()
         now_ms = self._now_ms()
         events: list[Event] = []
         if now_ms >= self._next_tick_ms:

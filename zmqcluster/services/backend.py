@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 ANSWER_S: Final = 10.0
 READ_S: Final = 10.0
+# The loop begins several turns a second; one of 10,000 tasks takes 0.1 s.
+SILENT_MS_MAX: Final = 5_000
 
 
 class MasterBackend:
@@ -83,6 +85,9 @@ class MasterBackend:
 
     def ready(self) -> tuple[bool, str]:
         """Whether this master serves, and if not, why."""
+        silent_ms = self._runtime.silent_ms()
+        if not self.problem and silent_ms > SILENT_MS_MAX:
+            return False, f"the master's loop has stood still for {silent_ms // 1000} s"
         return not self.problem, self.problem
 
     def counters(self) -> dict[str, float]:
