@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CANCEL_AGAIN_MS: Final = 20_000
 REVOKE_AGAIN_MS: Final = 5_000
+_ANSWERS: Final = (Submitted, Changed)
 
 
 class ClientNode:
@@ -65,6 +66,8 @@ class ClientNode:
         self.unanswered: list[ClientMessage] = []
         self._regretted: list[TaskId] = []
         self._asked: dict[bytes, ClientMessage] = {}
+        # Whatever it asked for since it was first started.
+        self._wanted: set[bytes] = set()
         self._boots = self._marks = self._jobs_made = 0
         self._alarm = Alarm(self.world, self._feed)
         self._connect_later()
@@ -162,11 +165,6 @@ class ClientNode:
         for device_id in self.cluster.device_ids:
             self._drain(device_id, on=False)
 
-    @property
-    def is_content(self) -> bool:
-        """Nothing it asked for is open."""
-        return not self.core.open_requests and self.awaited <= self.ended
-
     def crash(self) -> None:
         """The program dies and is started again. It has its requests written down, and asks those
         again that were not answered, or not; what it waits for it knows, and asks for anew."""
@@ -187,6 +185,7 @@ class ClientNode:
 
     def _ask(self, message: ClientMessage) -> None:
         self._asked[message.request_id] = message
+        self._wanted.add(message.request_id)
         if isinstance(message, Submit):
             self.cluster.oracle.submit_asked(message)
         self._feed(Ask(message))
@@ -216,6 +215,8 @@ class ClientNode:
         if link is self.link:
             message = codec.decode_to_client(frame)
             self.world.note("client hears", self.name, type(message).__name__, data=frame)
+            if isinstance(message, _ANSWERS) and message.request_id not in self._wanted:
+                self.cluster.oracle.fail(f"{self.name} is told what others asked for: {message}")
             self._feed(FromMaster(message))
 
     def hear_hint(self, frame: bytes) -> None:

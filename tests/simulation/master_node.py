@@ -12,6 +12,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.links import Link
 from tests.simulation.oracle import Oracle
 from tests.simulation.tape import Boot, Landed, MasterOp, Turned, from_outside
+from tests.simulation.workload import RETRIES_DEFAULT, TIMEOUT_MS_DEFAULT
 from tests.simulation.world import Alarm, World
 from zmqcluster import codec
 from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Send
@@ -30,7 +31,7 @@ from zmqcluster.core.pipeline import Pipeline
 from zmqcluster.core.rows import KeyRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.errors import RemoteProtocolError
-from zmqcluster.messages import Answer, AskExplain, Hello
+from zmqcluster.messages import Answer, AskExplain, Hello, Results
 from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 
 FRAMES_PER_TURN: Final = 256
@@ -50,7 +51,8 @@ class MasterNode:
         self.settings = Settings(
             heartbeat_interval_ms=options.beat_ms,
             device_timeout_ms=options.timeout_ms,
-            task_timeout_ms=20_000,
+            task_timeout_ms=TIMEOUT_MS_DEFAULT,
+            max_retry_count=RETRIES_DEFAULT,
             strategy=Strategy(options.strategy),
             window_tasks=options.window_tasks,
             lane_tasks=options.lane_tasks,
@@ -194,7 +196,7 @@ class MasterNode:
             self.oracle.answered(turn.actions)
             if turn.writes:
                 self.oracle.decided(turn.changes, turn.actions)
-            self.oracle.turn_over()
+            self.oracle.turn_over(turn, core.state)
         self._commit()
         if self.is_up:
             self._plan()
@@ -225,6 +227,8 @@ class MasterNode:
         self.oracle.master_heard(link.name, message)
         if isinstance(message, Hello):
             self.oracle.greeted(principal.device_id, message.inventory)
+        elif isinstance(message, Results):
+            self.oracle.ends_heard()
         wants = self.core.wants(message)
         facts = NO_FACTS if wants.nothing else self.disk.facts(wants)
         events.append(MessageReceived(link.name, principal, message, facts))

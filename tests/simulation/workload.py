@@ -23,6 +23,9 @@ POOL_OF: Final = {
     "endless": Pool.SYNC,
 }
 LABEL: Final = "gpu"
+# As the master has it for tasks that leave it open.
+TIMEOUT_MS_DEFAULT: Final = 20_000
+RETRIES_DEFAULT: Final = 3
 _RETRIES: Final = 50
 _LINKS: Final = 4
 # Of some tasks a few results fill a frame, and a few frames all that may be under way.
