@@ -526,8 +526,8 @@ MUTANTS: Final = (
     Mutant(
         "spilled_lane_not_read",
         _CORE + "queue",
-        "            lane.spilled = True\n",
-        "",
+        "            lane.spill(task)\n            self._note_hunger(lane)\n            return",
+        "            self._note_hunger(lane)\n            return",
         "a task that came during a read is never read",
         (
             "window_tasks=4",

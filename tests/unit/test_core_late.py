@@ -186,6 +186,23 @@ def test_a_refill_under_way_does_not_hide_what_was_spilled_meanwhile() -> None:
     assert [one for one, _ in queue.refills(0)] == [lane]
 
 
+def test_a_refill_under_way_does_not_hide_what_was_retried_meanwhile() -> None:
+    queue = ReadyQueue(window_tasks=2, window_bytes=10**9, lane_tasks=4, lanes=4)
+    lane = queue.lane(LaneKey("noop", "", "", 5), None, 0)
+    assert lane is not None
+    for task_id in range(2, 12):
+        queue.admit(row(task_id), lane)
+    while queue.pop(lane.shape, 5, 0) is not None:
+        pass
+    assert [limit for _, limit in queue.refills(0)] == [1]
+
+    assert [queue.readmit(row(one), lane) for one in (12, 1)] == [True, False]
+    # The answer does not know of the first task.
+    queue.loaded(lane, 11, more=False)
+
+    assert (lane.more, lane.cursor) == (True, 0)
+
+
 def row(task_id: int) -> TaskRow:
     return TaskRow(
         task_id=TaskId(task_id), job_id=JobId(0), parent_id=TaskId(0), task_type="noop",

@@ -12,7 +12,7 @@ from zmqcluster.core.events import LaneKey
 from zmqcluster.core.queue import ReadyQueue
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.settings import Settings
-from zmqcluster.messages import CancelTasks, Held, RateRule, Submit, TaskOrder, TaskSpec
+from zmqcluster.messages import CancelTasks, Held, RateRule, RetryTasks, Submit, TaskOrder, TaskSpec
 from zmqcluster.model import JobId, Outcome, TaskId, TaskState
 
 DAY_MS = 86_400_000
@@ -51,6 +51,20 @@ def test_the_window_is_bounded_in_tasks_whatever_is_submitted() -> None:
 
     assert len({one.task_id for one in done}) == len(done) == 1_000
     master.forget()
+    master.audit()
+
+
+def test_the_window_is_bounded_however_many_are_retried_at_once() -> None:
+    master = MasterBench(Settings(window_tasks=20, lane_tasks=20))
+    task_ids = master.submit(*[spec() for _ in range(200)]).task_ids
+    master.changes(CancelTasks(b"cancel", task_ids))
+
+    changed = master.changes(RetryTasks(b"retry", task_ids))
+
+    assert changed.task_ids == task_ids
+    assert in_memory(master) <= 20
+    master.device("d1", slots=50)
+    assert sorted(one.task_id for one in run_all(master)) == list(task_ids)
     master.audit()
 
 

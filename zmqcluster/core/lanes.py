@@ -50,7 +50,8 @@ class Lane:
     count: live entries of `tasks`, which may also hold stale ones. more: the database has others.
     cursor: it has been read up to this id. loading: how many tasks the read under way may bring.
     is_hungry, is_starving: it waits for its turn to be read, in the queue of that name.
-    spilled: tasks went to the database only since that read was asked for.
+    spilled_id: the first of the tasks that went to the database only since that read was asked for;
+    0: none.
     gave_ms: when it last gave a task, or was made.
     """
 
@@ -66,7 +67,7 @@ class Lane:
         "rate",
         "rotated",
         "shape",
-        "spilled",
+        "spilled_id",
         "tasks",
     )
 
@@ -82,4 +83,8 @@ class Lane:
         self.is_hungry = self.is_starving = False
         self.cursor = 0
         self.loading = 0
-        self.spilled = False
+        self.spilled_id = 0
+
+    def spill(self, task: TaskRow) -> None:
+        """This one is on disk only; a read under way may not know of it."""
+        self.spilled_id = min(self.spilled_id or task.task_id, task.task_id)

@@ -162,11 +162,22 @@ class ReadyQueue:
             if not lane.more:
                 lane.more = True
                 lane.cursor = max(lane.cursor, task.task_id - 1)
-            lane.spilled = True
+            lane.spill(task)
             self._note_hunger(lane)
             return False
         self.push(task, lane)
         return True
+
+    def readmit(self, task: TaskRow, lane: Lane) -> bool:
+        """As admit(), for a task of any age that was on disk only. True: taken."""
+        if self.has_room and lane.count < self.lane_quota:
+            self.push(task, lane)
+            return True
+        lane.more = True
+        lane.cursor = min(lane.cursor, task.task_id - 1)
+        lane.spill(task)
+        self._note_hunger(lane)
+        return False
 
     def push(self, task: TaskRow, lane: Lane, *, first: bool = False) -> None:
         """Queue a task whatever the bounds say: it was in memory, or was read for this lane."""
@@ -302,7 +313,7 @@ class ReadyQueue:
                 continue
             lane.loading = min(quota - lane.count, self._room)
             self._reserved += lane.loading
-            lane.spilled = False
+            lane.spilled_id = 0
             yield lane, lane.loading
 
     def loaded(self, lane: Lane, last_id: int, *, more: bool) -> None:
@@ -310,7 +321,10 @@ class ReadyQueue:
         self._reserved -= lane.loading
         lane.loading = 0
         lane.cursor = max(lane.cursor, last_id)
-        lane.more = more or lane.spilled
+        lane.more = more or lane.spilled_id > 0
+        if lane.spilled_id:
+            # Whatever is in memory by now is skipped when it is read again.
+            lane.cursor = min(lane.cursor, lane.spilled_id - 1)
         self._note_hunger(lane)
         self._drop_if_idle(lane)
 

@@ -367,6 +367,14 @@ class MasterState:
         self.tasks[task.task_id] = task
         self.queue.push(task, lane, first=first)
 
+    def readmit(self, task: TaskRow) -> None:
+        """A task of any age is ready again: it waits in memory if there is room, or on disk."""
+        lane = self.lane_of(task)
+        if lane is not None and self.queue.readmit(task, lane):
+            self.tasks[task.task_id] = task
+        else:
+            self.leave(task)
+
     def due_ms(self, task: TaskRow) -> int:
         """Cluster time before which a pending task must not run."""
         due = task.retry_at_ms
