@@ -130,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     else:
         _run_all(cases, args, totals, console)
     if totals.failures and args.shrink:
-        _shrink(totals.failures[0], console)
+        for number, failure in enumerate(totals.failures[: args.failures], start=1):
+            console.print(f"\nMaking violation {number} smaller, at most {SHRINK_S} s ...")
+            _shrink(failure, console)
     console.print(totals.table())
     console.print(totals.total, markup=False, soft_wrap=True)
     return 1 if totals.failures else 0
@@ -188,7 +190,6 @@ def _tell(failure: Failure, console: Console) -> None:
 
 
 def _shrink(failure: Failure, console: Console) -> None:
-    console.print(f"\nMaking the first one smaller, at most {SHRINK_S} s ...")
     small = shrink(failure, SHRINK_S, lambda line: console.print(line, markup=False))
     console.print(small.text, markup=False, soft_wrap=True)
 

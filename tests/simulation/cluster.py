@@ -83,7 +83,9 @@ class SimCluster:
             steps += 1
             if not world.step() or world.now_ms > until_ms:
                 raise Violation(f"at {world.now_ms} ms: still not at rest: {self._unrest()}")
-        self.oracle.judge()
+        while not self.master.is_settled:
+            world.step()
+        self.oracle.judge(self.master.core)
         return Report(
             world.options.seed,
             world.events,

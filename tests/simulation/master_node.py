@@ -125,6 +125,12 @@ class MasterNode:
             self._is_paused = False
             self._alarm.hurry(self.world.now_ms)
 
+    @property
+    def is_settled(self) -> bool:
+        """All it decided is on disk, and nothing is on its way to it."""
+        is_idle = not (self._inbox or self._answers or self._lost or self._is_committed)
+        return self.is_up and is_idle and self._pipeline.is_settled
+
     def explain(self, task_id: TaskId) -> str:
         """The master's own words about a task; for stories of runs that do not come to rest."""
         if not self.is_up:

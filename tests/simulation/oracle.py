@@ -25,7 +25,7 @@ from tests.simulation.workload import (
     url_of,
 )
 from tests.simulation.world import Violation, World
-from tests.support.core_audit import audit_store, final_of
+from tests.support.core_audit import audit_live, audit_recovery, audit_store, final_of
 from tests.support.history import (
     Answer,
     Arrival,
@@ -42,6 +42,7 @@ from tests.support.naive_store import NaiveStore
 from zmqcluster.core.effects import Action, Changes, Send, Turn
 from zmqcluster.core.events import Peer
 from zmqcluster.core.invariants import check
+from zmqcluster.core.master import MasterCore
 from zmqcluster.core.rows import AssignmentRow, JobRow, KeyRow, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.errors import InvariantError
@@ -970,10 +971,17 @@ class Oracle:
 
     # --- at the end -----------------------------------------------------------------------------
 
-    def judge(self) -> None:
-        """All is quiet: nothing is open that can be run, nothing is missing, nothing is twice."""
+    def judge(self, core: MasterCore) -> None:
+        """All is quiet: nothing is open that can be run, nothing is missing, nothing is twice; and
+        the master remembers what the disk says, and all that its successor would know."""
         self.judge_history()
         self._judge_sites()
+        try:
+            audit_store(self.disk)
+            audit_live(core.state, self.disk)
+            audit_recovery(core, self.disk)
+        except AssertionError as error:
+            self.fail(f"audit: {error}")
 
     def judge_history(self) -> None:
         """What was seen from outside so far, held against what is on the disk now.

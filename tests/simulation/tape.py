@@ -128,8 +128,10 @@ class Replay:
             self._release()
         given = [*self._answers, *map(self._with_facts, events), *committed]
         self._answers = []
-        self._pipeline.add(self._core.handle(now_ms, given))
+        turn = self._core.handle(now_ms, given)
+        self._pipeline.add(turn)
         self._oracle.master_turned(self._core.state, is_due=True)
+        self._oracle.turn_over(turn, self._core.state)
         batch = self._pipeline.begin()
         if batch is not None:
             self._under_way = batch
@@ -165,6 +167,7 @@ class Replay:
         message = event.message
         match message:
             case Results():
+                self._oracle.ends_heard()
                 for result in message.results:
                     self._believe(event.principal.device_id, result)
             case Submit() | CancelTasks() | RetryTasks():

@@ -48,7 +48,7 @@ def test_a_bug_of_the_master_is_told_as_a_few_turns_of_its_core(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(results, "flight_of", without_fence)
-    failure = first_failure("_check_completed()")
+    failure = first_failure("_check_fences()")
 
     small = shrink(failure, SHRINK_S, lambda _: None)
 

@@ -96,10 +96,6 @@ class Proxy:
         """RST on every connection, both sides."""
         self._call(self._reset_all())
 
-    def forget_peers(self) -> None:
-        """RST to the peers alone: their ends stay open here, and silent, as after a power cut."""
-        self._call(self._forget_peers())
-
     def clear(self) -> None:
         """Good weather again."""
         self.weather = Weather()
@@ -107,10 +103,6 @@ class Proxy:
     async def _reset_all(self) -> None:
         for one in self._open:
             one.reset()
-
-    async def _forget_peers(self) -> None:
-        for one in self._open:
-            one.forget_peer()
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(START_S)
@@ -160,16 +152,11 @@ class _Connection:
         self._near = near
         self._far = far
         self._carried = 0
-        self._is_orphan = False
         self._ended = asyncio.Event()
 
     def reset(self) -> None:
         _reset(self._near)
         _reset(self._far)
-
-    def forget_peer(self) -> None:
-        self._is_orphan = True
-        _reset(self._near)
 
     def end(self) -> None:
         self._ended.set()
@@ -177,25 +164,16 @@ class _Connection:
     async def carry(
         self, near: asyncio.StreamReader, far: asyncio.StreamReader, rng: Random
     ) -> None:
-        """Until one side ends; for an orphan, until the far side or the proxy does."""
+        """Until one side ends, or the proxy does."""
         up = asyncio.create_task(self._pump(Way.UP, near, self._far, rng))
         down = asyncio.create_task(self._pump(Way.DOWN, far, self._near, rng))
         over = asyncio.create_task(self._ended.wait())
         try:
             await asyncio.wait({up, down, over}, return_when=asyncio.FIRST_COMPLETED)
-            if self._is_orphan:
-                gone = asyncio.create_task(self._drain(far))
-                await asyncio.wait({gone, over}, return_when=asyncio.FIRST_COMPLETED)
-                gone.cancel()
         finally:
             for one in (up, down, over):
                 one.cancel()
             await asyncio.gather(up, down, over, return_exceptions=True)
-
-    async def _drain(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(OSError):
-            while await reader.read(65_536):
-                pass
 
     async def _pump(
         self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rng: Random
