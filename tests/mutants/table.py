@@ -648,6 +648,13 @@ MUTANTS: Final = (
         "outcome is Outcome.DIED or task.given_up == GivenUp.DIED",
         "outcome is Outcome.DIED",
         "a task that takes its device down with it is tried for ever",
+        (
+            "endless=3",
+            "devices=1",
+            "worker_kills_every_ms=1000",
+            "cancels_every_ms=0",
+            "hostile=0",
+        ),
     ),
     Mutant(
         "window_unbounded",
@@ -668,7 +675,8 @@ MUTANTS: Final = (
         _CORE + "master",
         "                device = self._state.fleet.by_peer.get(peer)\n",
         "                device = self._state.fleet.devices.get(principal.device_id)\n",
-        "what is said over a connection of before keeps a silent device alive",
+        "what is said over a connection without a session keeps a silent device alive",
+        ("hostile=1", "devices=2", "breaks_every_ms=1500", "half_open=1"),
     ),
     Mutant(
         "tick_by_the_wall_clock",

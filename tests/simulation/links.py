@@ -26,6 +26,7 @@ class PeerEnd(Protocol):
 
     name: str
     principal: Principal
+    link: Link | None
 
     def linked(self, link: Link) -> None: ...
     def unlinked(self, link: Link) -> None: ...

@@ -11,6 +11,7 @@ import msgspec
 from tests.simulation.disk import Disk
 from tests.simulation.links import Link
 from tests.simulation.oracle import Oracle
+from tests.simulation.stale_master import StaleMaster
 from tests.simulation.tape import Boot, Landed, MasterOp, Turned, from_outside
 from tests.simulation.workload import RETRIES_DEFAULT, TIMEOUT_MS_DEFAULT
 from tests.simulation.world import Alarm, World
@@ -107,12 +108,15 @@ class MasterNode:
             return
         world = self.world
         world.note("master dies")
+        self._end()
+        downtime_ms = world.chance.choice([0, 200, 2_000, 8_000])
+        world.at(downtime_ms, self.start)
+
+    def _end(self) -> None:
         self.is_up, self._alarm.is_off = False, True
         links, self._links = self._links, {}
         for link in links.values():
             link.cut(master_notices=False)
-        downtime_ms = world.chance.choice([0, 200, 2_000, 8_000])
-        world.at(downtime_ms, self.start)
 
     def pause(self, ms: int) -> None:
         """SIGSTOP, and SIGCONT later: frames pile up meanwhile."""
@@ -130,6 +134,30 @@ class MasterNode:
         """All it decided is on disk, and nothing is on its way to it."""
         is_idle = not (self._inbox or self._answers or self._lost or self._is_committed)
         return self.is_up and is_idle and self._pipeline.is_settled
+
+    def _overtake(self) -> None:
+        """SIGSTOP, and SIGCONT only after a successor has begun."""
+        self._is_paused = True
+        self.world.at(self.world.chance.choice([2, 50, 1_000]), self._succeed, self.boots)
+
+    def _succeed(self, boot: int) -> None:
+        world = self.world
+        if not self.is_up or boot != self.boots:
+            return
+        stale = StaleMaster(
+            world,
+            self.disk,
+            self.core,
+            self._pipeline,
+            self._links.values(),
+            heard=self._inbox,
+            offset_ms=self._offset_ms,
+            is_landed=self._is_committed,
+        )
+        world.note("master is overtaken")
+        self._end()
+        self.start()
+        world.at(world.chance.choice([1, 300, 1_000, 5_000]), stale.go_on)
 
     def explain(self, task_id: TaskId) -> str:
         """The master's own words about a task; for stories of runs that do not come to rest."""
@@ -255,6 +283,9 @@ class MasterNode:
                 self._land(batch)
             self.crash()
             return
+        if world.roll("stale_masters", options.stale_masters):
+            # In the middle of a commit: what waits for that is what it may still send.
+            self._overtake()
         delay_ms = 1
         if world.roll("slow_commits", options.slow_commits):
             delay_ms = world.chance.choice([20, 200, 2_000])

@@ -19,7 +19,7 @@ FAULTS: Final = (
     "master_crashes", "commit_crashes", "master_pauses", "wall_steps", "slow_commits",
     "task_failures", "task_deaths", "task_hangs", "endless", "closures", "cancels", "retries",
     "drains", "hostile", "blackouts", "terminates", "power_losses", "client_crashes", "strategies",
-    "revokes",
+    "revokes", "stale_masters",
 )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ class Options(Struct, frozen=True):
     master_crashes_every_ms: int = 0
     commit_crashes: float = 0.0
     master_pauses_every_ms: int = 0
+    stale_masters: float = 0.0
     wall_steps_every_ms: int = 0
     slow_commits: float = 0.0
     # Tasks and people.
@@ -158,4 +159,5 @@ def draw(seed: int) -> Options:
         strategies_every_ms=often(10_000),
         client_crashes_every_ms=often(10_000),
         lanes=rng.choice([6, 20]) if is_tight else 50_000,
+        stale_masters=rate(0.02),
     )

@@ -83,6 +83,7 @@ class Arrivals:
         self._epoch = self._seq = 0
         self._read_ms: dict[Key, int] = {}
         self._overtaken: set[Key] = set()
+        self._stale: set[Key] = set()
 
     def read(self, now_ms: int, event: WorkerEvent) -> None:
         """The core is given this."""
@@ -92,9 +93,11 @@ class Arrivals:
                 self._alive_until_ms = max(self._alive_until_ms, now_ms + self._lease_ms)
             case FromMaster(HeartbeatAck() as ack):
                 self._alive_until_ms = max(self._alive_until_ms, ack.sent_ms + self._lease_ms)
-            case FromMaster(Assign() as assign) if assign.epoch >= self._epoch:
+            case FromMaster(Assign() as assign):
                 keys = [(one.task_id, one.attempt) for one in assign.orders]
-                if assign.seq > self._seq:
+                if assign.epoch < self._epoch:
+                    self._stale.update(one for one in keys if one not in self._read_ms)
+                elif assign.seq > self._seq:
                     self._seq = assign.seq
                     self._read_ms.update(dict.fromkeys(keys, now_ms))
                     self._overtaken.difference_update(keys)
@@ -104,6 +107,8 @@ class Arrivals:
     def problem(self, now_ms: int, order: TaskOrder) -> str:
         """Why this order must not be carried out now; empty: it may be."""
         key = (order.task_id, order.attempt)
+        if key in self._stale and key not in self._read_ms:
+            return "the master that ordered it is over"
         if key in self._overtaken:
             return "a later assign of its session came before it"
         if now_ms > self._alive_until_ms:
