@@ -68,6 +68,28 @@ def test_the_window_is_bounded_however_many_are_retried_at_once() -> None:
     master.audit()
 
 
+def test_the_window_is_bounded_however_many_lost_attempts_are_given_back_late() -> None:
+    master = MasterBench(Settings(window_tasks=5, lane_tasks=5))
+    master.device("d1", slots=40)
+    task_ids = master.submit(*[spec() for _ in range(40)]).task_ids
+    orders = master.orders("d1")
+    assert len(orders) == 40
+    master.restart()
+    master.advance(master.settings.device_timeout_ms)
+    # What was given up is on disk alone now.
+    master.restart()
+    assert in_memory(master) <= 5
+
+    master.device("d1", slots=40, credit=0)
+    for order in orders:
+        master.ends("d1", order, Outcome.RETURNED)
+
+    assert in_memory(master) <= 5
+    master.device("d2", slots=50)
+    assert sorted(one.task_id for one in run_all(master, "d2")) == list(task_ids)
+    master.audit()
+
+
 def test_the_window_is_bounded_in_bytes() -> None:
     master = MasterBench(Settings(window_bytes=200_000))
     master.submit(*[spec(data=bytes(10_000), rate_key=f"k{n % 4}") for n in range(100)])

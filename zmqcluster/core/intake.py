@@ -286,7 +286,7 @@ def _revive(state: MasterState, task: TaskRow) -> None:
     task.error = ""
     state.event("task_revived", task=task, detail=f"was {task.state}")
     state.move(task, TaskCause.REVIVED)
-    state.readmit(task)
+    state.wait(task)
 
 
 def _cancel_job(state: MasterState, peer: Peer, message: CancelTasks, facts: Facts) -> None:

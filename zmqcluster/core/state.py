@@ -337,12 +337,17 @@ class MasterState:
         self._departures.append((self.turn, task_id))
 
     def wait(self, task: TaskRow, *, first: bool = False) -> None:
-        """Put a pending task where it waits: among the delayed, or in its lane."""
+        """Put a pending task where it waits: among the delayed, or in its lane.
+
+        One that was on disk alone stays there when the window is full.
+        """
         due_ms = self.due_ms(task)
         if due_ms > self.now_ms:
             self.delay(task, due_ms)
-        else:
+        elif task.task_id in self.tasks:
             self.ready(task, first=first)
+        else:
+            self._readmit(task)
 
     def delay(self, task: TaskRow, due_ms: int) -> None:
         """Keep a pending task until due_ms: the soonest in memory, the others in the database."""
@@ -355,10 +360,7 @@ class MasterState:
 
     def ready(self, task: TaskRow, *, first: bool = False) -> None:
         """A pending task waits for a device and nothing else from now on."""
-        if task.retry_at_ms or task.not_before_wall:
-            # The database keeps what waits for a moment apart from what is ready.
-            task.retry_at_ms = task.not_before_wall = 0
-            self.save(task)
+        self._note_due(task)
         lane = self.lane_of(task)
         if lane is None:
             # Thousands of lanes are ahead of it; it is found when lanes are listed again.
@@ -367,20 +369,26 @@ class MasterState:
         self.tasks[task.task_id] = task
         self.queue.push(task, lane, first=first)
 
-    def readmit(self, task: TaskRow) -> None:
-        """A task of any age is ready again: it waits in memory if there is room, or on disk."""
-        lane = self.lane_of(task)
-        if lane is not None and self.queue.readmit(task, lane):
-            self.tasks[task.task_id] = task
-        else:
-            self.leave(task)
-
     def due_ms(self, task: TaskRow) -> int:
         """Cluster time before which a pending task must not run."""
         due = task.retry_at_ms
         if task.not_before_wall:
             due = max(due, task.not_before_wall - self.wall_offset_ms)
         return due
+
+    def _note_due(self, task: TaskRow) -> None:
+        """The database keeps what waits for a moment apart from what is ready."""
+        if task.retry_at_ms or task.not_before_wall:
+            task.retry_at_ms = task.not_before_wall = 0
+            self.save(task)
+
+    def _readmit(self, task: TaskRow) -> None:
+        self._note_due(task)
+        lane = self.lane_of(task)
+        if lane is not None and self.queue.readmit(task, lane):
+            self.tasks[task.task_id] = task
+        else:
+            self.leave(task)
 
     def lane_of(self, task: TaskRow) -> Lane | None:
         return self.lane(LaneKey(task.task_type, task.labels, task.rate_key, task.priority))
