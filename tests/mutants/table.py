@@ -805,6 +805,20 @@ MUTANTS: Final = (
         "            pass\n",
         "an attempt fails, and nobody can find out",
     ),
+    Mutant(
+        "pruned_by_the_wall_clock",
+        _CORE + "master",
+        "state.now_ms + min(self._first_offset_ms or 0, state.wall_offset_ms)",
+        "state.wall_ms",
+        "who sets the clock forward loses what has just ended",
+    ),
+    Mutant(
+        "pruned_too_early",
+        _CORE + "master",
+        "max(0, steady_wall_ms - state.settings.retention_ms)",
+        "max(0, steady_wall_ms - state.settings.retention_ms // 2)",
+        "what ended is gone before its time",
+    ),
     # --- workers ------------------------------------------------------------------------------
     Mutant(
         "drain_lost_on_restart",

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 CANCEL_AGAIN_MS: Final = 20_000
 REVOKE_AGAIN_MS: Final = 5_000
+# Answers are remembered for as long as tasks are; nobody asks again as late as that.
+ASKED_AGAIN_MS: Final = 60_000
 _ANSWERS: Final = (Submitted, Changed)
 
 
@@ -66,8 +68,8 @@ class ClientNode:
         self.unanswered: list[ClientMessage] = []
         self._regretted: list[TaskId] = []
         self._asked: dict[bytes, ClientMessage] = {}
-        # Whatever it asked for since it was first started.
-        self._wanted: set[bytes] = set()
+        # Whatever it asked for since it was first started, and when.
+        self._wanted: dict[bytes, int] = {}
         self._boots = self._marks = self._jobs_made = 0
         self._alarm = Alarm(self.world, self._feed)
         self._connect_later()
@@ -176,7 +178,8 @@ class ClientNode:
         self.core = ClientCore(Random(f"{self.name} {self._boots} {world.options.seed}"))
         asked, self._asked = self._asked, {}
         for message in asked.values():
-            if world.chance.random() < 0.5:
+            is_old = world.now_ms - self._wanted[message.request_id] > ASKED_AGAIN_MS
+            if world.chance.random() < 0.5 and not is_old:
                 self._ask(message)
             else:
                 self.unanswered.append(message)
@@ -185,7 +188,7 @@ class ClientNode:
 
     def _ask(self, message: ClientMessage) -> None:
         self._asked[message.request_id] = message
-        self._wanted.add(message.request_id)
+        self._wanted.setdefault(message.request_id, self.world.now_ms)
         if isinstance(message, Submit):
             self.cluster.oracle.submit_asked(message)
         self._feed(Ask(message))

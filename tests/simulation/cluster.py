@@ -52,7 +52,8 @@ class SimCluster:
         self.oracle.keeps_tape = keeps_tape
         self.tapes: list[WorkerTape] = []
         self.master = MasterNode(self.world, self.oracle)
-        self.oracle.disk = self.master.disk
+        self.oracle.disk = self.master.disk.whole
+        self.oracle.pruned = self.master.disk.pruned
         self._links = 0
         self._open: dict[bytes, Link] = {}
         names = [f"w{index}" for index in range(options.devices)]
@@ -85,13 +86,13 @@ class SimCluster:
                 raise Violation(f"at {world.now_ms} ms: still not at rest: {self._unrest()}")
         while not self.master.is_settled:
             world.step()
-        self.oracle.judge(self.master.core)
+        self.oracle.judge(self.master.core, self.master.disk)
         return Report(
             world.options.seed,
             world.events,
             world.digest,
             world.now_ms,
-            len(self.master.disk.tasks),
+            len(self.oracle.disk.tasks),
             dict(world.faults),
         )
 
@@ -131,7 +132,7 @@ class SimCluster:
     def _is_served(self, client: ClientNode) -> bool:
         if client.core.open_requests:
             return False
-        tasks = self.master.disk.tasks
+        tasks = self.oracle.disk.tasks
         return all(
             one in client.ended or tasks[one].state not in TERMINAL for one in client.awaited
         )

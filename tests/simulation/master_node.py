@@ -59,6 +59,7 @@ class MasterNode:
             lane_tasks=options.lane_tasks,
             lanes=options.lanes,
             delayed_tasks=options.delayed_tasks,
+            retention_ms=options.retention_ms,
         )
         self.is_up = False
         self.boots = 0
@@ -94,7 +95,7 @@ class MasterNode:
         self._inbox: deque[tuple[Link, bytes]] = deque()
         self._lost: list[bytes] = []
         self._links: dict[bytes, Link] = {}
-        self._is_committed = False
+        self._is_committed = self._has_old = False
         self._next_tick_ms = 0
         self._ticked_ms = world.now_ms
         self._alarm = Alarm(world, self._turn)
@@ -219,7 +220,7 @@ class MasterNode:
             events += map(PeerLost, self._lost)
             self._lost = []
         if is_committed:
-            events.append(Committed(committed_turn))
+            events.append(Committed(committed_turn, prune_more=self._has_old))
         now_ms = world.now_ms + self._offset_ms
         if events or self._is_due(now_ms):
             if self.oracle.keeps_tape:
@@ -308,8 +309,8 @@ class MasterNode:
     def _land(self, batch: Changes) -> None:
         if self.oracle.keeps_tape:
             self.tape.append(Landed())
-        self.oracle.committing(self.disk, batch)
-        self.disk.apply(batch)
+        self.oracle.committing(self.disk.whole, batch)
+        self._has_old = self.disk.save(batch)
 
     def _hear_commit(self, boot: int) -> None:
         if boot == self.boots and self.is_up:

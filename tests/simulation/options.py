@@ -42,6 +42,8 @@ class Options(Struct, frozen=True):
     lane_tasks: int = 4_096
     lanes: int = 50_000
     delayed_tasks: int = 4_096
+    # Seven days: no run takes so long.
+    retention_ms: int = 604_800_000
     strategy: str = "least_tasks"
     # Links.
     latency_ms: int = 2
@@ -111,7 +113,7 @@ def draw(seed: int) -> Options:
 
     is_tight = rng.random() < 0.5
     devices = rng.choice([1, 2, 3, 4, 5])
-    return Options(
+    drawn = Options(
         seed,
         devices=devices,
         clients=rng.choice([1, 2, 3]),
@@ -161,3 +163,8 @@ def draw(seed: int) -> Options:
         lanes=rng.choice([6, 20]) if is_tight else 50_000,
         stale_masters=rate(0.02),
     )
+    if drawn.wall_steps_every_ms:
+        # A clock that was set back and forward again makes what ended in between look old.
+        return drawn
+    retention_ms = rng.choice([150_000, drawn.retention_ms])
+    return msgspec.structs.replace(drawn, retention_ms=retention_ms)

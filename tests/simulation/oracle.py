@@ -24,7 +24,7 @@ from tests.simulation.workload import (
     links_of,
     url_of,
 )
-from tests.simulation.world import Violation, World
+from tests.simulation.world import WALL_AT_ZERO, Violation, World
 from tests.support.core_audit import audit_live, audit_recovery, audit_store, final_of
 from tests.support.history import (
     Answer,
@@ -239,7 +239,10 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.keeps_tape = False
+        # With what was pruned; and which tasks were.
         self.disk: NaiveStore
+        self.pruned: set[TaskId]
+        self.retention_ms = world.options.retention_ms
         self.seen = Seen()
         # Attempt number at the moment a cancel was acknowledged.
         self.cancelled: dict[TaskId, int] = {}
@@ -280,7 +283,7 @@ class Oracle:
         # Of this turn: did somebody tell of ends, was the master away before it. Of this master:
         # the ends it said not to count.
         self._has_ends = self._is_stalled = False
-        self._fenced = 0
+        self._fenced = self._boot_step_ms = 0
         self._waiting = Waiting()
         # How tasks ended, as was on disk once: state, result and error (None: of no interest).
         self._ended: dict[Key, list[tuple[str, bytes | None, str]]] = {}
@@ -299,6 +302,7 @@ class Oracle:
         self._waiting = Waiting()
         self._fenced = 0
         self._is_stalled = self._has_ends = False
+        self._boot_step_ms = self.world.wall_step_ms
         self._closures.forget_undone(self.world.wall_steps)
 
     def master_heard(self, peer: Peer, message: Inbound) -> None:
@@ -519,6 +523,12 @@ class Oracle:
         """These rows are about to be on disk."""
         self.commits += 1
         self._closures.committed()
+        if batch.prune_before_wall:
+            # By the clock on the wall when this master began: whoever sets it later prunes nothing.
+            steady_wall = WALL_AT_ZERO + self.world.now_ms + self._boot_step_ms
+            early_ms = batch.prune_before_wall - steady_wall + self.retention_ms
+            if early_ms > 0:
+                self.fail(f"what ended is pruned {early_ms} ms before its time")
         for event in batch.events:
             if event.kind == "task_revived":
                 # Its end and its new life may be in one batch.
@@ -729,7 +739,8 @@ class Oracle:
             # Schedules follow the wall clock; so does the master's own while it is down.
             return
         early_ms = self._not_before.get(task.task_data, 0) - world.wall_ms
-        if early_ms > 0:
+        # Who wants it again wants it now.
+        if early_ms > 0 and task.task_id not in self._first_attempt:
             self.fail(f"attempt {number} of {_story(task)} is out {early_ms} ms before its moment")
         before = (task.task_id, number - 1)
         former = batch.assignments.get(before) or disk.assignments.get(before)
@@ -956,6 +967,9 @@ class Oracle:
 
     def heard_end(self, end: TaskEnd) -> None:
         """A client was told of an end."""
+        is_gone = end.error == "there is no such task" and not end.attempt
+        if is_gone and TaskId(end.task_id) in self.pruned:
+            return
         self.seen.told.append(Told(end.task_id, end.state, self.world.now_ms))
         row = self.disk.tasks.get(TaskId(end.task_id))
         if row is None:
@@ -971,15 +985,15 @@ class Oracle:
 
     # --- at the end -----------------------------------------------------------------------------
 
-    def judge(self, core: MasterCore) -> None:
+    def judge(self, core: MasterCore, disk: NaiveStore) -> None:
         """All is quiet: nothing is open that can be run, nothing is missing, nothing is twice; and
         the master remembers what the disk says, and all that its successor would know."""
         self.judge_history()
         self._judge_sites()
         try:
             audit_store(self.disk)
-            audit_live(core.state, self.disk)
-            audit_recovery(core, self.disk)
+            audit_live(core.state, disk)
+            audit_recovery(core, disk)
         except AssertionError as error:
             self.fail(f"audit: {error}")
 

@@ -107,7 +107,8 @@ class Replay:
         self._settings = settings
         self._world = World(Options(0))
         self._oracle = Oracle(self._world)
-        self._oracle.disk = self.disk
+        self._oracle.disk = self.disk.whole
+        self._oracle.pruned = self.disk.pruned
         self._boots = 0
         self._asked: dict[bytes, Submit | CancelTasks | RetryTasks] = {}
 
@@ -117,14 +118,15 @@ class Replay:
         self._pipeline = Pipeline()
         self._answers: list[Event] = []
         self._under_way: Changes | None = None
-        self._is_landed = False
+        self._is_landed = self._has_old = False
+        self._oracle.retention_ms = self._settings.retention_ms
         self._oracle.master_started(self._core.state.epoch)
 
     def turn(self, now_ms: int, *events: Event) -> None:
         committed: list[Event] = []
         if self._is_landed:
             self._is_landed = False
-            committed.append(Committed(self._pipeline.done()))
+            committed.append(Committed(self._pipeline.done(), prune_more=self._has_old))
             self._release()
         given = [*self._answers, *map(self._with_facts, events), *committed]
         self._answers = []
@@ -141,8 +143,8 @@ class Replay:
     def landed(self) -> None:
         if self._under_way is not None:
             batch, self._under_way = self._under_way, None
-            self._oracle.committing(self.disk, batch)
-            self.disk.apply(batch)
+            self._oracle.committing(self.disk.whole, batch)
+            self._has_old = self.disk.save(batch)
             self._is_landed = True
 
     def judge(self) -> None:
@@ -202,7 +204,7 @@ class Replay:
         match message:
             case Finished():
                 for end in message.ends:
-                    if end.state.is_terminal and TaskId(end.task_id) in self.disk.tasks:
+                    if end.state.is_terminal and TaskId(end.task_id) in self.disk.whole.tasks:
                         self._oracle.heard_end(end)
             case Submitted() | Changed():
                 match self._asked.get(message.request_id), message:
