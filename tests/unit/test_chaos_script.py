@@ -50,14 +50,15 @@ def test_one_broken_fault_fails_the_run_and_a_skipped_one_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    faults = [fault(1), fault(2, broken), fault(3, needs=("failpoints",))]
+    monkeypatch.setitem(CAN, "a second disk", lambda: False)
+    faults = [fault(1), fault(2, broken), fault(3, needs=("a second disk",))]
 
     assert chaos.run(faults, ARGS) == 1
 
     said = capsys.readouterr().out
     assert "1 faults held, 1 broken, 1 skipped" in said
     assert "a task was lost" in said
-    assert "skipped 3 fault 3: the code has none" in said
+    assert "skipped 3 fault 3: a second disk is missing" in said
     assert chaos.run([fault(1)], ARGS) == 0
 
 
