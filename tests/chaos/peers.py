@@ -706,7 +706,7 @@ def _round_trip_s(rig: Rig) -> float:
             task_id = await client.submit("trace", {"path": str(rig.trace)})
             rig.extra.submissions.append(Submission(Answer.OK, ("",), (task_id,)))
             [end] = await client.wait([task_id], timeout_s=20)
-            rig.extra.told.append(Told(task_id, end.state, now_ms()))
+            rig.extra.told.append(Told(task_id, end.state, end.attempt, now_ms()))
             times.append(time.monotonic() - began)
         return sorted(times)
 

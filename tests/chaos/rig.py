@@ -135,7 +135,7 @@ class Load:
         """Note how these ended, as this program was told."""
         with contextlib.suppress(MasterUnreachable):
             for end in await client.wait(task_ids):
-                self.told.append(Told(end.task_id, end.state, now_ms()))
+                self.told.append(Told(end.task_id, end.state, end.attempt, now_ms()))
 
     async def _within_patience(self, request: Coroutine[Any, Any, T]) -> T:
         """Its answer. Raises MasterUnreachable as if this program had died, and another began."""
@@ -394,7 +394,7 @@ def note_cancel(
             sql = "SELECT state, attempt FROM tasks WHERE task_id = ?"
             [(state, attempts[task_id])] = cluster.rows(sql, task_id)
             if state == "cancelled":
-                seen.told.append(Told(task_id, state, now_ms()))
+                seen.told.append(Told(task_id, state, attempts[task_id], now_ms()))
     seen.cancels.append(
         Cancel(
             Answer.OK,

@@ -970,7 +970,7 @@ class Oracle:
         is_gone = end.error == "there is no such task" and not end.attempt
         if is_gone and TaskId(end.task_id) in self.pruned:
             return
-        self.seen.told.append(Told(end.task_id, end.state, self.world.now_ms))
+        self.seen.told.append(Told(end.task_id, end.state, end.attempt, self.world.now_ms))
         row = self.disk.tasks.get(TaskId(end.task_id))
         if row is None:
             self.fail(f"a client was told of the end of task {end.task_id}, which is on no disk")

@@ -54,7 +54,9 @@ def whole() -> tuple[History, Final]:
             Start(5, 4, "w1", 130), Start(7, 1, "w1", 10),
         ],
         ends=[End(1, 2, b"2", 40)],
-        told=[Told(1, "completed", 70), Told(2, "cancelled", 70), Told(5, "failed", 90)],
+        told=[
+            Told(1, "completed", 2, 70), Told(2, "cancelled", 1, 70), Told(5, "failed", 1, 90),
+        ],
         arrivals=[Arrival(ORIGIN, 0, 100), Arrival(ORIGIN, 100, 150)],
     )  # fmt: skip
     final = Final(
@@ -244,7 +246,11 @@ BROKEN: list[tuple[str, str, Break]] = [
         "had attempt 1, and",
         lambda h, _: h.cancels.__setitem__(0, Cancel(OK, (2,), 0, 50, 60, {2: 0})),
     ),
-    ("undead", "attempt 1 of task 2 began", lambda h, _: h.told.append(Told(2, "cancelled", 54))),
+    (
+        "undead",
+        "attempt 1 of task 2 began",
+        lambda h, _: h.told.append(Told(2, "cancelled", 1, 54)),
+    ),
     ("undead", "attempt 1 of task 2 ended", lambda h, _: h.ends.append(End(2, 1, b"", 71))),
     ("unwanted", "task 2 is cancelled", lambda h, _: h.cancels.pop(0)),
     ("unwanted", "task 2 is cancelled", lambda h, _: h.cancels.__setitem__(0, Cancel(FAIL, (2,)))),
@@ -268,13 +274,17 @@ BROKEN: list[tuple[str, str, Break]] = [
         both(lambda h, _: h.retries.__setitem__(0, Retry(FAIL, (5,))), lambda h, _: h.told.pop()),
     ),
     ("unwanted", "revived 2 times, asked for 1", lambda _, f: f.events.add(("task_revived", 5, 0))),
-    ("mistold", "not there", lambda h, _: h.told.append(Told(8, "dead", 0))),
+    ("mistold", "not there", lambda h, _: h.told.append(Told(8, "dead", 3, 0))),
     (
         "mistold",
         "told to be completed, and is failed",
-        lambda h, _: h.told.append(Told(5, "completed", 0)),
+        lambda h, _: h.told.append(Told(5, "completed", 4, 0)),
     ),
-    ("mistold", "told to be dead, and is failed", lambda h, _: h.told.append(Told(5, "dead", 111))),
+    (
+        "mistold",
+        "told to be dead, and is failed",
+        lambda h, _: h.told.append(Told(5, "dead", 4, 111)),
+    ),
     ("impolite", "after 99.0 ms", lambda h, _: h.arrivals.append(Arrival(ORIGIN, 199, 200))),
     (
         "crowded",
@@ -452,7 +462,7 @@ def test_a_task_has_as_many_lives_as_the_answer_to_its_retry_allows(
     """Task 7 is told to have failed, and has another life or not."""
     for lives in range(3):
         history, final = whole()
-        history.told.append(Told(7, "failed", 95))
+        history.told.append(Told(7, "failed", 1, 95))
         history.retries.append(Retry(answer, (7,), 100, 110 if answer is OK else inf))
         final.events |= {("task_revived", 7, 1 + life) for life in range(lives)}
         if lives:
@@ -492,6 +502,14 @@ def test_a_cancel_holds_until_a_retry_that_may_have_come_after_it(
     found = {one.promise for one in found_in(history, final)}
 
     assert found == (set() if is_fine else {"uncancelled", "restarted"})
+
+
+def test_an_end_may_be_heard_of_when_the_task_has_another_life_already() -> None:
+    history, final = whole()
+    history.told.append(Told(5, "cancelled", 1, 111))
+    history.cancels.append(Cancel(OK, (5,), 0, 20, 30))
+
+    assert not found_in(history, final), "attempt 3 began at 120, in the life after that"
 
 
 def test_a_run_of_a_device_that_counts_as_lost_may_outlive_its_cancel() -> None:

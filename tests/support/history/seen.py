@@ -185,16 +185,19 @@ def restarted(history: History, final: Final) -> Iterator[str]:
 
 def undead(history: History, final: Final) -> Iterator[str]:
     """`cancelled` means that its process is gone, unless its device counts as lost."""
-    revived_ms = _revived_ms(history)
-    gone_ms: dict[int, float] = {}
+    gone_ms: dict[int, tuple[int, float]] = {}
     for one in history.told:
-        if one.state == "cancelled" and revived_ms.get(one.task_id, -inf) < one.at_ms:
-            gone_ms[one.task_id] = min(one.at_ms, gone_ms.get(one.task_id, inf))
+        if one.state == "cancelled":
+            former = gone_ms.get(one.task_id, (-1, inf))
+            # Of the last life anybody was told of; within it, of the first who heard.
+            if (one.attempt, -one.at_ms) > (former[0], -former[1]):
+                gone_ms[one.task_id] = (one.attempt, one.at_ms)
     runs = [(one, "began") for one in history.starts] + [(one, "ended") for one in history.ends]
     for run, word in runs:
         kept = final.attempts.get((run.task_id, run.attempt))
         is_given_up = kept is not None and kept.outcome in _GIVEN_UP
-        if run.at_ms > gone_ms.get(run.task_id, inf) and not is_given_up:
+        last, told_ms = gone_ms.get(run.task_id, (-1, inf))
+        if run.attempt <= last and run.at_ms > told_ms and not is_given_up:
             yield (
                 f"attempt {run.attempt} of task {run.task_id} {word} after a client was told that "
                 "it is cancelled"
@@ -229,15 +232,17 @@ def unwanted(history: History, final: Final) -> Iterator[str]:
 
 def mistold(history: History, final: Final) -> Iterator[str]:
     """An end of which a client was told lasts until somebody wants the task again."""
-    revived_ms = _revived_ms(history)
+    revived = {
+        (task_id, attempt) for kind, task_id, attempt in final.events if kind == "task_revived"
+    }
     for one in history.told:
         task = final.tasks.get(one.task_id)
         if task is None:
             yield f"a client was told of the end of task {one.task_id}, which is not there"
         elif one.state != task.state:
-            # No retry changes what is completed.
-            is_last = one.state == "completed" or revived_ms.get(one.task_id, -inf) < one.at_ms
-            if is_last:
+            # No retry changes what is completed; of another life there is an event.
+            lives = [at for task_id, at in revived if task_id == one.task_id]
+            if one.state == "completed" or max(lives, default=-1) < one.attempt:
                 yield f"task {one.task_id} was told to be {one.state}, and is {task.state}"
 
 

@@ -79,10 +79,14 @@ class End(Struct, frozen=True):
 
 
 class Told(Struct, frozen=True):
-    """A client was told, or saw on record, that a task ended so."""
+    """A client was told, or saw on record, that a task ended so with this attempt, its last.
+
+    at_ms: when the client had it, which may be long after it was so.
+    """
 
     task_id: int
     state: str
+    attempt: int
     at_ms: float
 
 
