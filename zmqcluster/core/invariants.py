@@ -23,6 +23,7 @@ def check(state: MasterState) -> None:
     _check_devices(state)
     _check_shapes(state)
     _check_rates(state)
+    _check_bounds(state)
     for job in state.jobs.values():
         counts = (job.pending, job.running, job.completed, job.failed, job.cancelled, job.dead)
         if min(counts) < 0:
@@ -108,6 +109,17 @@ def _check_rates(state: MasterState) -> None:
                 f"rate key {rate.name} counts {rate.starting} starting, "
                 f"has {starting.get(rate.name, 0)}"
             )
+
+
+def _check_bounds(state: MasterState) -> None:
+    """Not of the window: what was given out comes back to it however full it is."""
+    settings = state.settings
+    for what, count, most in (
+        ("lanes", len(state.queue.lanes), settings.lanes),
+        ("delayed tasks", len(state.delays), settings.delayed_tasks),
+    ):
+        if count > most:
+            raise InvariantError(f"{count} {what} are in memory, of at most {most}")
 
 
 def _fail(task: TaskRow, problem: str) -> None:
