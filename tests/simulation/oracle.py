@@ -242,7 +242,6 @@ class Oracle:
         # With what was pruned; and which tasks were.
         self.disk: NaiveStore
         self.pruned: set[TaskId]
-        self.retention_ms = world.options.retention_ms
         self.seen = Seen()
         # Attempt number at the moment a cancel was acknowledged.
         self.cancelled: dict[TaskId, int] = {}
@@ -334,6 +333,7 @@ class Oracle:
     def decided(self, changes: Changes, actions: list[Action]) -> None:
         """What a turn came to, before it is on disk."""
         now_ms, welcomed = self.world.now_ms, _welcomed(actions)
+        self._check_pruning(changes)
         if changes.clock_ms:
             self._closures.steps_read = self._closures.steps_seen
         for key, row in changes.assignments.items():
@@ -365,6 +365,14 @@ class Oracle:
             elif event.kind == "device_offline":
                 self._leases.close(DeviceId(event.device_id), now_ms)
         self._open_sessions(welcomed)
+
+    def _check_pruning(self, changes: Changes) -> None:
+        """By the clock on the wall when this master began: whoever sets it later prunes nothing."""
+        if changes.prune_before_wall:
+            steady_wall = WALL_AT_ZERO + self.world.now_ms + self._boot_step_ms
+            early_ms = changes.prune_before_wall - steady_wall + self.world.options.retention_ms
+            if early_ms > 0:
+                self.fail(f"what ended is pruned {early_ms} ms before its time")
 
     def _check_listed(self, changes: Changes, row: AssignmentRow) -> None:
         """A device said in its Hello of this turn that it has this attempt, which ends as lost."""
@@ -523,12 +531,6 @@ class Oracle:
         """These rows are about to be on disk."""
         self.commits += 1
         self._closures.committed()
-        if batch.prune_before_wall:
-            # By the clock on the wall when this master began: whoever sets it later prunes nothing.
-            steady_wall = WALL_AT_ZERO + self.world.now_ms + self._boot_step_ms
-            early_ms = batch.prune_before_wall - steady_wall + self.retention_ms
-            if early_ms > 0:
-                self.fail(f"what ended is pruned {early_ms} ms before its time")
         for event in batch.events:
             if event.kind == "task_revived":
                 # Its end and its new life may be in one batch.

@@ -38,6 +38,7 @@ _SMALLER: Final[dict[str, tuple[object, ...]]] = {
     "latency_ms": (1,),
     "delay_ms": (0,),
     "concurrency": (0,),
+    "retention_ms": (604_800_000,),
     "window_tasks": (50_000,),
     "lane_tasks": (4_096,),
     "delayed_tasks": (4_096,),

@@ -122,7 +122,6 @@ class Replay:
         self._answers: list[Event] = []
         self._under_way: Changes | None = None
         self._is_landed = self._has_old = False
-        self._oracle.retention_ms = self._settings.retention_ms
         self._oracle.master_started(self._core.state.epoch)
 
     def turn(self, now_ms: int, *events: Event) -> None:
