@@ -17,7 +17,7 @@ from msgspec import Struct
 from tests.simulation.disk import Disk
 from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle
-from tests.simulation.world import WALL_AT_ZERO, World
+from tests.simulation.world import World
 from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Send
 from zmqcluster.core.events import (
     BacklogLoaded,
@@ -114,9 +114,6 @@ class Replay:
 
     def boot(self, wall_ms: int) -> None:
         self._boots += 1
-        # So long after the world began, by the wall clock; the core's own clock goes on from there.
-        self._world.now_ms = wall_ms - WALL_AT_ZERO
-        self._turned_ms: int | None = None
         self._core = MasterCore(self._settings, self.disk.boot(wall_ms), Random(self._boots))
         self._pipeline = Pipeline()
         self._answers: list[Event] = []
@@ -125,8 +122,6 @@ class Replay:
         self._oracle.master_started(self._core.state.epoch)
 
     def turn(self, now_ms: int, *events: Event) -> None:
-        self._world.now_ms += 0 if self._turned_ms is None else now_ms - self._turned_ms
-        self._turned_ms = now_ms
         committed: list[Event] = []
         if self._is_landed:
             self._is_landed = False
