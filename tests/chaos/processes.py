@@ -42,7 +42,9 @@ def master_killed(rig: Rig) -> None:
             killed = time.monotonic()
             master = cluster.start_master()
             rig.flows(load, 1)
-            assert time.monotonic() - killed < BACK_S, "it serves again"
+            took_s = time.monotonic() - killed
+            rig.step(f"it serves again after {took_s:.1f} s")
+            assert took_s < BACK_S + SLACK_S
         rig.flows(load, 40)
     rig.judge()
     assert rig.verdict.unknown, "a kill leaves requests without an answer"
@@ -238,12 +240,12 @@ def worker_frozen(rig: Rig) -> None:
         assert rig.starts_of(task_id)[1] - frozen < TIMEOUT_S + SLACK_S
 
 
-@fault(12, "worker with a twentieth of a core, and work for a quarter", needs=("cpu group",))
+@fault(12, "worker with a twentieth of a core, and work for more", needs=("cpu group",))
 def worker_starved(rig: Rig) -> None:
     group = rig.keep(Group("cpu"))
     rig.cluster.start_master()
     rig.cluster.start_worker(prefix=group.prefix)
-    with rig.load(pause_s=0.01) as load:
+    with rig.load(pause_s=0.02) as load:
         rig.flows(load)
         rig.step("starved")
         before = group.throttled

@@ -236,15 +236,15 @@ def bits_flipped(rig: Rig) -> None:
     good = path.read_bytes()
     assert not log_path.exists(), "all of it is in the database now"
     refused = 0
-    for bits in (1, 10, 100):
+    for bits in (1, 100):
         rig.step(f"{bits} bits of the database")
         path.write_bytes(_flipped(good, *(rng.randrange(len(good)) for _ in range(bits))))
         refused += refuses()
-    for sectors in (1, 4, 40, 200):
+    for sectors in (4, 200):
         rig.step(f"{sectors} sectors of the database")
         path.write_bytes(_without(good, sectors, rng))
         refused += refuses()
-    assert refused >= 3, "damage is noticed"
+    assert refused >= 2, "damage is noticed"
     path.write_bytes(good)
     cluster.start_master()
     rig.judge()
