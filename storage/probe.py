@@ -108,7 +108,11 @@ _WORDS: Final = {
     "SQLITE_BUSY": "another process holds it locked: stop the other master or tool that uses it",
     "SQLITE_LOCKED": "another process holds it locked: stop the other master or tool that uses it",
     "SQLITE_READONLY": "it cannot be written: make {folder} writable, or use another data_dir",
-    "SQLITE_CANTOPEN": "it cannot be opened: make {folder} writable, or use another data_dir",
+    # Also where a disk has no room for another file, its log.
+    "SQLITE_CANTOPEN": (
+        "it cannot be opened: make {folder} writable, with space for new files, or use another "
+        "data_dir"
+    ),
     "SQLITE_PERM": "permission denied: make {folder} writable, or use another data_dir",
     "SQLITE_FULL": "the disk is full: free some space and start again",
     # It maps the -shm file into memory, so there must be room for it.

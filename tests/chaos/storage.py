@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import shutil
 import signal
 import sqlite3
@@ -82,7 +83,7 @@ def master_dies_at_point(rig: Rig) -> None:
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-@fault(61, "the master's disk is full", needs=("tmpfs",))
+@fault(61, "the master's disk is full, of files and of bytes", needs=("tmpfs",))
 def disk_full(rig: Rig) -> None:
     cluster = rig.cluster
     with small_disk(cluster.data_dir, 4) as folder:
@@ -90,6 +91,17 @@ def disk_full(rig: Rig) -> None:
         cluster.start_worker()
         with rig.load() as load:
             rig.flows(load, 20)
+            rig.step("no room for another file")
+            fillers = list(_fill_files(folder))
+            rig.flows(load, 20)
+            # Stopped well, it leaves no log: the next one has to make it.
+            master.end()
+            _stops_with(cluster._start("master", "--master-port", str(cluster.port)), "space")
+            for one in fillers:
+                one.unlink()
+            master = cluster.start_master()
+            rig.flows(load, 20)
+            rig.step("no room for another byte")
             _fill(rig)
             _stops_with(master, "the disk is full: free some space and start again")
             again = cluster._start("master", "--master-port", str(cluster.port))
@@ -346,9 +358,9 @@ def read_only(rig: Rig) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A disk of this size mounted there. End what uses it before this ends."""
+    """A disk of this size, for some 250 files, mounted there. End what uses it before this ends."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    options = f"size={megabytes}m,mode=0700"
+    options = f"size={megabytes}m,nr_inodes=256,mode=0700"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
     try:
         yield folder
@@ -401,6 +413,19 @@ def _fill(rig: Rig, megabytes: int = 8) -> None:
     with contextlib.suppress(TimeoutError):
         for _ in range(megabytes):
             submit(rig, "trace", 20, data={"path": str(rig.trace), "note": "x" * 50_000})
+
+
+def _fill_files(folder: Path) -> Iterator[Path]:
+    """As many empty ones as there is room for."""
+    for number in itertools.count():
+        path = folder / f"filler{number}"
+        try:
+            path.touch()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return
+        yield path
 
 
 def _make_old(path: Path) -> None:

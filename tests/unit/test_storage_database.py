@@ -205,7 +205,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
         ("SQLITE_IOERR_SHMSIZE", "there is no room for its -shm file: free some space"),
         ("SQLITE_IOERR_WRITE", r"the disk failed \(boom\): check it"),
         ("SQLITE_READONLY_DIRECTORY", "it cannot be written: make /data writable, or use another"),
-        ("SQLITE_CANTOPEN", "it cannot be opened: make /data writable, or use another data_dir"),
+        ("SQLITE_CANTOPEN", "it cannot be opened: make /data writable, with space for new files"),
         ("SQLITE_CORRUPT_INDEX", r"it is damaged \(boom\): restore a backup"),
     ],
 )
