@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import resource
 import shutil
 from collections.abc import Callable
 from enum import StrEnum
@@ -18,6 +19,9 @@ from tests.support.wall_clock import can_fake_time
 
 if TYPE_CHECKING:
     from tests.chaos.rig import Rig
+
+# What ten thousand connections and a bit of everything take.
+DESCRIPTORS: Final = 12_000
 
 Inject = Callable[["Rig"], None]
 
@@ -81,6 +85,7 @@ CAN: Final[dict[str, Callable[[], bool]]] = {
     "cpu group": lambda: can_group("cpu"),
     "memory group": lambda: can_group("memory"),
     "wall clock": can_fake_time,
+    "descriptors": lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= DESCRIPTORS,
 }
 
 # Why a machine may not be able to, for people.
@@ -91,6 +96,7 @@ WHY: Final[dict[str, str]] = {
     "thread freezer": "no right to make a freezer control group of version 1",
     "cpu group": "no right to make a cpu control group",
     "memory group": "no right to make a memory control group",
+    "descriptors": f"a process may not have {DESCRIPTORS:,} descriptors",
     "wall clock": "no C compiler, or it makes nothing that can be preloaded",
 }
 

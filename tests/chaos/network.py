@@ -226,11 +226,11 @@ def results_lost(rig: Rig) -> None:
     assert max(took_ms) < 1000 * (2 * RESEND_S + SLACK_S), "told again, once more if need be"
 
 
-@fault(31, "200 devices come back at once, three times")
+@fault(31, "500 devices come back at once, three times")
 def reconnect_storm(rig: Rig) -> None:
     master = rig.cluster.start_master()
     rig.cluster.start_worker()
-    devices = rig.keep(RawDevices(rig.cluster, 200))
+    devices = rig.keep(RawDevices(rig.cluster, 500))
     with rig.load() as load:
         devices.wait_welcome(60)
         for number in range(3):

@@ -60,6 +60,7 @@ from zmqcluster.messages import (
     Welcome,
 )
 from zmqcluster.model import PROTOCOL_VERSION, DeviceId, Outcome, RefusalCode
+from zmqcluster.runtime.socket_options import raise_descriptor_limit
 from zmqcluster.security.datadir import DataDir
 from zmqcluster.security.keys import new_key_pair
 from zmqcluster.security.tokens import load_join_token
@@ -68,6 +69,7 @@ API: Final = "/api/distribution"
 MIB: Final = 1024 * 1024
 MASTER_GROWS_BYTES_MAX: Final = 60 * MIB
 HANDSHAKE_S: Final = 15.0
+STRANGERS: Final = 10_000
 # Until the master has looked and written down what it saw.
 SLACK_S: Final = 5.0
 # What counts up when words get past the door.
@@ -96,14 +98,19 @@ def at_work(rig: Rig, grows_max: int = MASTER_GROWS_BYTES_MAX) -> Iterator[tuple
 # --- strangers ------------------------------------------------------------------------------------
 
 
-@fault(38, "a thousand strangers connect and say nothing")
+@fault(38, "ten thousand strangers connect and say nothing", needs=("descriptors",))
 def silent_strangers(rig: Rig) -> None:
     cluster = rig.cluster
+    raise_descriptor_limit()
     with at_work(rig) as (load, door):
+        [master] = [one for one in cluster.nodes if one.says("Starting master")]
         ports = [door.port, door.port + 1]
         began = time.monotonic()
-        with connected(itertools.islice(itertools.cycle(ports), 1000)) as lines:
-            assert len(lines) == 1000
+        with connected(itertools.islice(itertools.cycle(ports), STRANGERS)) as lines:
+            assert len(lines) == STRANGERS
+            wait_until(
+                lambda: psutil.Process(master.pid).num_fds() > STRANGERS, "all are at the door"
+            )
             cluster.start_worker()
             rig.flows(load, 50)
             wait_until(
