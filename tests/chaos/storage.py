@@ -23,7 +23,8 @@ from storage import schema
 from tests.chaos.catalogue import CAN, fault
 from tests.chaos.own_tasks import events, submit
 from tests.chaos.rig import Rig
-from tests.support.cluster import Node, wait_until
+from tests.support.cluster import Node, trace_lines, wait_until
+from zmqcluster.client import task
 
 SUPPORT: Final = Path(__file__).resolve().parents[1] / "support"
 SECTOR: Final = 512
@@ -354,6 +355,60 @@ def read_only(rig: Rig) -> None:
             rig.flows(load, 20)
         rig.judge()
         _end_all(rig)
+
+
+@fault(73, "a backup is taken under load, and restored under workers that know more")
+def restored_backup(rig: Rig) -> None:
+    cluster = rig.cluster
+    path, backup, again = (
+        cluster.data_dir / "cluster.db",
+        rig.folder / "backup",
+        rig.folder / "again",
+    )
+    master = cluster.start_master()
+    worker = cluster.start_worker()
+    with rig.load() as load:
+        rig.flows(load, 50)
+        known = {one for sent in load.submissions for one in sent.task_ids}
+        rig.step("backup")
+        with _database(rig) as source, contextlib.closing(sqlite3.connect(backup)) as target:
+            source.backup(target)
+            assert target.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            copied = {row[0] for row in target.execute("SELECT task_id FROM tasks")}
+        assert known <= copied, "all that was acknowledged before is in it"
+        rig.flows(load, 50)
+    rig.step("restored")
+    # What these run is not in the backup, and their numbers will be those of others.
+    late = rig.running("trace", 20, seconds=3.0)
+    assert not copied & {one.task_id for one in late}
+    master.kill()
+    # What is seen from now on is of another history.
+    parts = (rig.trace, *path.parent.glob("cluster.db*"))
+    newest = {part: part.read_bytes() for part in parts}
+    _remove_logs(path)
+    path.write_bytes(backup.read_bytes())
+    master = cluster.start_master()
+    others = cluster.ask(
+        lambda client: client.submit_many(
+            [task("trace", {"path": str(again), "seconds": 1.0}) for _ in range(200)], watch=False
+        )
+    ).task_ids
+    assert {one.task_id for one in late} & set(others), "numbers are given out again"
+    for task_id in others:
+        cluster.wait_state(task_id, "completed", 20)
+    began = {(int(line[1]), int(line[2])) for line in trace_lines(again, "start")}
+    done = "SELECT task_id, attempt FROM task_assignments WHERE outcome = 'completed'"
+    ours = {one for one in cluster.rows(done) if one[0] in others}
+    assert ours <= began, "each has a result of its own, and not of its namesake"
+    assert events(rig, "device_astray") > 0, "it is on record"
+    master.kill()
+    worker.kill()
+    rig.step("back to the newest state")
+    for part, content in newest.items():
+        part.write_bytes(content)
+    cluster.start_master()
+    cluster.start_worker()
+    rig.judge()
 
 
 @contextlib.contextmanager

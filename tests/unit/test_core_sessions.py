@@ -621,6 +621,26 @@ def test_end_kept_by_a_device_that_comes_back_counts_and_is_not_run_again(
     assert "result_fenced" not in master.event_kinds()
 
 
+@pytest.mark.parametrize("phase", [0, 1, 2])
+def test_device_that_knows_more_than_a_restored_master_gets_nothing_until_it_has_let_go(
+    master: MasterBench, phase: int
+) -> None:
+    [task_id] = master.submit().task_ids
+    namesake, unborn = Held(task_id, 1, phase), Held(task_id + 5, 1, phase)
+
+    master.device("d1", slots=2, inventory=(namesake, unborn))
+    master.hears("d1", Results((TaskResult(task_id, 1, Outcome.COMPLETED, b"\x07"),)))
+    master.beat("d1", unborn)
+    before = master.orders("d1")
+    master.beat("d1")
+
+    assert before == []
+    assert [(one.task_id, one.attempt) for one in master.orders("d1")] == [(task_id, 1)]
+    assert master.task(task_id).result == b""
+    assert master.event_kinds().count("device_astray") == 1
+    assert master.event_kinds().count("result_fenced") == 1
+
+
 def test_labels_nobody_asks_for_do_not_split_the_fleet(master: MasterBench) -> None:
     for number in range(30):
         master.device(f"d{number}", labels=(f"host=h{number}", "gpu" if number % 2 else "cpu"))

@@ -74,6 +74,8 @@ class Device:
         self.assign_seq = 0
         self.beat_seq = 0
         self.credit = 0
+        # Holds attempts that we never gave out: of a past that a restored backup has forgotten.
+        self.is_astray = False
         self.running_max = 0
         self.heard_ms = 0
         self.lost_at_ms: int | None = None
@@ -121,6 +123,7 @@ class Device:
             len(self.flights) < self.credit
             and bool(self.peer)
             and self.lost_at_ms is None
+            and not self.is_astray
             and not (self.row.drained or self.draining)
         )
 

@@ -221,7 +221,7 @@ def reconcile(
     Returns what the device holds and must drop: superseded, cancelled or unknown attempts.
     """
     unwanted: list[AttemptRef] = []
-    matched = 0
+    matched, is_astray = 0, False
     listed: set[tuple[int, int]] = set()
     for held in inventory:
         listed.add((held.task_id, held.attempt))
@@ -231,6 +231,7 @@ def reconcile(
         if flight is None:
             if held.phase in (QUEUED, RUNNING):
                 unwanted.append(AttemptRef(held.task_id, held.attempt))
+            is_astray |= _was_never_given(state, held)
             continue
         matched += 1
         flight.is_orphan, flight.seq = False, 0
@@ -240,7 +241,23 @@ def reconcile(
             unwanted.append(AttemptRef(held.task_id, held.attempt))
     if matched != len(device.flights):
         _take_back_missing(state, dispatcher, device, listed, is_hello, has_rebooted, may_begin)
+    if device.is_astray != is_astray:
+        device.is_astray = is_astray
+        state.fleet.refresh(device)
+        if is_astray:
+            detail = "it holds attempts that were never given out: was a backup restored?"
+            state.event_of_peer("device_astray", device_id=device.device_id, detail=detail)
     return tuple(unwanted)
+
+
+def _was_never_given(state: MasterState, held: Held) -> bool:
+    """A master that began again from a backup gives its numbers out once more, to other tasks.
+
+    A device that still holds the former ones must let go of them first: given an attempt of the
+    same number, it would end it with the result of another task.
+    """
+    task = state.tasks.get(TaskId(held.task_id))
+    return held.task_id >= state.next_task_id or (task is not None and held.attempt > task.attempt)
 
 
 def _take_back_missing(
