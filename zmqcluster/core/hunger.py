@@ -34,11 +34,17 @@ class Hunger:
         # top.
         self._first = PRIORITY_MAX
         self._turn = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many lanes starve."""
+        return self._count
 
     def add(self, lane: Lane) -> None:
         """It has nothing in memory from now on."""
         shape, level = lane.shape, lane.key.priority
         lane.is_starving = True
+        self._count += 1
         shape.starving.setdefault(level, OrderedDict())[lane] = None
         self._of(shape)[level][shape] = None
 
@@ -47,6 +53,7 @@ class Hunger:
         if not lane.is_starving:
             return
         lane.is_starving = False
+        self._count -= 1
         level = lane.key.priority
         if lane in self._shut[level]:
             del self._shut[level][lane]
@@ -109,6 +116,7 @@ class Hunger:
                     return lane
                 self.discard(lane)
                 lane.is_starving = True
+                self._count += 1
                 self._shut[level][lane] = None
         return None
 

@@ -89,6 +89,9 @@ def _check_rates(state: MasterState) -> None:
     for task in state.tasks.values():
         if task.rate_key and task.rate_key not in state.rates:
             _fail(task, f"is in memory, and its rate key {task.rate_key} is not")
+    starving = sum(lane.is_starving for lane in state.queue.lanes.values())
+    if state.queue.starving != starving:
+        raise InvariantError(f"{starving} lanes starve, {state.queue.starving} are in line")
     for lane in state.queue.lanes.values():
         if lane.more and not (lane.count or lane.loading or lane.is_starving):
             raise InvariantError(f"{lane.key} is on disk only, and is not in line to be read")

@@ -109,6 +109,11 @@ class ReadyQueue:
         """Could some lane give a task, if only one of it were in memory?"""
         return self._hunger.able(now_ms) is not None
 
+    @property
+    def starving(self) -> int:
+        """How many lanes have tasks in the database, perhaps, and none in memory."""
+        return len(self._hunger)
+
     def take_missed(self) -> bool:
         """Has a lane found no room, or been given up, since the last call?"""
         missed, self._has_missed = self._has_missed, False
@@ -330,6 +335,9 @@ class ReadyQueue:
 
     def _next_to_read(self, now_ms: int) -> Lane | None:
         hunger = self._hunger
+        # Nearly always: everything is in memory, or is being read.
+        if not hunger and not self._hungry:
+            return None
         lane = hunger.able(now_ms) or hunger.waiting(now_ms)
         while lane is None and self._hungry:
             dry = self._hungry.popleft()
