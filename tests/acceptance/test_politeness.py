@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 from aiohttp import web
 
+from tests.support.arrived import arrived_s
 from tests.support.cluster import Cluster, wait_until
 from zmqcluster.client import DistributionClient, task
 from zmqcluster.messages import RateRule
@@ -60,7 +60,7 @@ class Origin:
         """Seconds between each arrival and the one before, and which they were."""
         return [
             (later - former, before, after)
-            for (former, before), (later, after) in itertools.pairwise(self.arrivals)
+            for (former, before), (later, after) in itertools.pairwise(sorted(self.arrivals))
         ]
 
     def _run(self) -> None:
@@ -79,7 +79,9 @@ class Origin:
         await runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.arrivals.append((time.monotonic(), request.path))
+        assert request.transport is not None
+        line = request.transport.get_extra_info("socket")
+        self.arrivals.append((arrived_s(line), request.path))
         self.open += 1
         self.open_max = max(self.open_max, self.open)
         try:

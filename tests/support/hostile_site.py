@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
+from tests.support.arrived import arrived_s
+
 # Nobody holds a connection for longer, whatever is asked; tests must end.
 PATIENCE_S: Final = 100.0
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
@@ -101,7 +103,7 @@ class _Handler(socketserver.BaseRequestHandler):
                     return
                 asked += block
             path = asked.split(b" ")[1].decode("latin-1")
-            site.arrivals.append((time.monotonic(), path))
+            site.arrivals.append((arrived_s(line), path))
             for piece in site.pieces_for(path):
                 if time.monotonic() > until or site.stopping.is_set():
                     return
