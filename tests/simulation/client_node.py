@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from tests.simulation.links import Link
-from tests.simulation.oracle import TERMINAL
+from tests.simulation.oracle.room import TERMINAL
 from tests.simulation.workload import endless_spec, page_spec, plain_specs, rules
 from tests.simulation.world import Alarm
 from zmqcluster import codec
@@ -159,7 +159,7 @@ class ClientNode:
 
     def revoke(self, device_id: DeviceId) -> None:
         """Again and again, until it is carried out."""
-        if device_id not in self.cluster.oracle.revoked:
+        if not self.cluster.oracle.is_revoked(device_id):
             self._ask(RevokeDevice(self.core.new_request_id(), device_id))
             self.world.at(REVOKE_AGAIN_MS, self.revoke, device_id)
 

@@ -7,11 +7,13 @@ from typing import Final
 from msgspec import Struct
 
 from tests.simulation.client_node import ClientNode
+from tests.simulation.disk import Disk
 from tests.simulation.hostile_node import HostileNode
 from tests.simulation.links import Link, PeerEnd
 from tests.simulation.master_node import MasterNode
 from tests.simulation.options import Options
-from tests.simulation.oracle import TERMINAL, Oracle
+from tests.simulation.oracle.face import Oracle
+from tests.simulation.oracle.room import TERMINAL
 from tests.simulation.tape import WorkerTape
 from tests.simulation.worker_node import WorkerNode
 from tests.simulation.workload import LABEL
@@ -48,12 +50,10 @@ class SimCluster:
         keeps_tape: bool = False,
     ) -> None:
         self.world = World(options, left_out)
-        self.oracle = Oracle(self.world)
-        self.oracle.keeps_tape = keeps_tape
+        disk = Disk()
+        self.oracle = Oracle(self.world, disk, keeps_tape=keeps_tape)
         self.tapes: list[WorkerTape] = []
-        self.master = MasterNode(self.world, self.oracle)
-        self.oracle.disk = self.master.disk.whole
-        self.oracle.pruned = self.master.disk.pruned
+        self.master = MasterNode(self.world, self.oracle, disk)
         self._links = 0
         self._open: dict[bytes, Link] = {}
         names = [f"w{index}" for index in range(options.devices)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.simulation.links import Link
-from tests.simulation.oracle import TERMINAL
+from tests.simulation.oracle.room import TERMINAL
 from zmqcluster import codec
 from zmqcluster.core.events import Principal
 from zmqcluster.messages import (

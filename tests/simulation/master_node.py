@@ -10,7 +10,7 @@ import msgspec
 
 from tests.simulation.disk import Disk
 from tests.simulation.links import Link
-from tests.simulation.oracle import Oracle
+from tests.simulation.oracle.face import Oracle
 from tests.simulation.stale_master import StaleMaster
 from tests.simulation.tape import Boot, Landed, MasterOp, Turned, from_outside
 from tests.simulation.workload import RETRIES_DEFAULT, TIMEOUT_MS_DEFAULT
@@ -44,11 +44,11 @@ NO_FACTS: Final = Facts()
 class MasterNode:
     """One master after the other over the same disk. tape: what each core was given, if wanted."""
 
-    def __init__(self, world: World, oracle: Oracle) -> None:
+    def __init__(self, world: World, oracle: Oracle, disk: Disk) -> None:
         options = world.options
         self.world = world
         self.oracle = oracle
-        self.disk = Disk()
+        self.disk = disk
         self.settings = Settings(
             heartbeat_interval_ms=options.beat_ms,
             device_timeout_ms=options.timeout_ms,
@@ -309,7 +309,7 @@ class MasterNode:
     def _land(self, batch: Changes) -> None:
         if self.oracle.keeps_tape:
             self.tape.append(Landed())
-        self.oracle.committing(self.disk.whole, batch)
+        self.oracle.committing(batch)
         self._has_old = self.disk.save(batch)
 
     def _hear_commit(self, boot: int) -> None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from tests.simulation.disk import Disk
 from tests.simulation.options import Options
-from tests.simulation.oracle import Oracle
+from tests.simulation.oracle.face import Oracle
 from tests.simulation.world import World
 from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Send
 from zmqcluster.core.events import (
@@ -106,9 +106,7 @@ class Replay:
         self.disk = Disk()
         self._settings = settings
         self._world = World(Options(0))
-        self._oracle = Oracle(self._world)
-        self._oracle.disk = self.disk.whole
-        self._oracle.pruned = self.disk.pruned
+        self._oracle = Oracle(self._world, self.disk)
         self._boots = 0
         self._asked: dict[bytes, Submit | CancelTasks | RetryTasks] = {}
 
@@ -142,7 +140,7 @@ class Replay:
     def landed(self) -> None:
         if self._under_way is not None:
             batch, self._under_way = self._under_way, None
-            self._oracle.committing(self.disk.whole, batch)
+            self._oracle.committing(batch)
             self._has_old = self.disk.save(batch)
             self._is_landed = True
 

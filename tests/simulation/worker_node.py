@@ -411,7 +411,7 @@ class WorkerNode:
         key = (result.task_id, result.attempt)
         del self._going[key]
         self._unsettled[key] = self.world.now_ms
-        self.cluster.oracle.ended(self.name, going.order, result, began=going.began)
+        self.cluster.oracle.ended(going.order, result)
         self._report(result)
 
     def _report(self, report: HostReport) -> None:
@@ -423,7 +423,7 @@ class WorkerNode:
 
     def _hosts_die(self) -> None:
         for going in self._going.values():
-            self.cluster.oracle.vanished(self.name, going.order)
+            self.cluster.oracle.vanished(going.order)
         self._going.clear()
 
 
