@@ -250,7 +250,9 @@ def sum_up(runs: list[Run], took_s: float) -> int:
         f"{sum(one.unknown for one in done)} unanswered requests judged",
         soft_wrap=True,
     )
-    return 1 if states["broken"] else 0
+    if not states["held"]:
+        console.print("No fault was injected: this machine can do none of them.")
+    return 1 if states["broken"] or not states["held"] else 0
 
 
 def _took_s(one: Run) -> float:

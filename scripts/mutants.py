@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
@@ -35,10 +36,14 @@ EVENTS: Final = 6_000
 
 
 class Hunt(Struct):
-    """What came of one mutant. seeds, events: that were run; caught_by: a seed, 0 is none."""
+    """What came of one mutant. seeds, events: that were run; caught_by: a seed, 0 is none.
+
+    kind: the error's, as in "Violation".
+    """
 
     text: str
     caught_by: int = 0
+    kind: str = ""
     seeds: int = 0
     events: int = 0
     took_s: float = 0.0
@@ -62,6 +67,7 @@ def _hunt_all(mutants: list[Mutant], args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     began = time.monotonic()
     caught = seeds = events = 0
+    kinds = Counter[str]()
     # Those that need options are the hardest to find: begun last, one of them alone would end last.
     ordered = sorted(mutants, key=lambda one: not one.options)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -73,11 +79,15 @@ def _hunt_all(mutants: list[Mutant], args: argparse.Namespace) -> int:
                 # In this process nothing was planted.
                 problem = _without_the_bug(mutant, hunt.caught_by, args.events)
             caught += not problem
+            kinds[hunt.kind] += not problem
             seeds += hunt.seeds
             events += hunt.events
             told = f"seed {hunt.caught_by:>4}, {hunt.took_s:4.1f} s: {hunt.text[:110]}"
             console.print(f"{mutant.name:<32} {problem or told}", markup=False, highlight=False)
     took_s = time.monotonic() - began
+    # A Violation is the judge's own word; other errors are how the core noticed, or fell over it.
+    told = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common() if count)
+    console.print(f"caught: {told}", markup=False, highlight=False)
     console.print(
         f"{len(mutants)} mutants, {len(mutants) - caught} not caught, {seeds:,} seeds, "
         f"{events:,} events, {took_s:.0f} s",
@@ -115,6 +125,7 @@ def _hunt(mutant: Mutant, seeds: int, events: int) -> Hunt:
         hunt.events += outcome.at_event if isinstance(outcome, Failure) else outcome.events
         if isinstance(outcome, Failure):
             hunt.caught_by, hunt.text = seed, outcome.text
+            hunt.kind = outcome.check.partition(" ")[0]
             break
     hunt.took_s = time.monotonic() - began
     return hunt

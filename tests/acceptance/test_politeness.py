@@ -24,7 +24,7 @@ DELAY_S = 0.3
 # Longer than a restart takes.
 LONG_S = 3.0
 LONG_MS = 3_000
-# Between a request's leaving and its noted arrival lie the loops of host and site.
+# Between a request's leaving and its arrival lies the loop of its host; the kernel tells a few ms.
 JITTER_S = 0.02
 
 

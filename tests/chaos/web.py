@@ -49,14 +49,18 @@ def at_work(rig: Rig, **config: object) -> Iterator[Node]:
     assert events(rig, "device_lost") == 0, "the agent fell silent"
 
 
-def judge(rig: Rig, **more: Any) -> None:
+def judge(
+    rig: Rig,
+    delays_ms: dict[str, float] | None = None,
+    concurrency: dict[str, int] | None = None,
+) -> None:
     """The rig's judgement; a crawl cannot write the trace, so its attempts are vouched for."""
     rig.rests()
     done = "SELECT a.task_id, a.attempt FROM task_assignments a JOIN tasks USING (task_id)"
     done += " WHERE task_type = 'crawl' AND a.outcome = 'completed'"
     for task_id, attempt in rig.cluster.rows(done):
         vouch(rig, task_id, attempt)
-    rig.judge(**more)
+    rig.judge(delays_ms, concurrency)
 
 
 def crawl(rig: Rig, url: str, **parameters: Any) -> int:
@@ -305,10 +309,13 @@ def politeness(rig: Rig) -> None:
         submit(
             rig,
             "crawl",
-            data={"url": url, "scope": "host", "depth": 14, "delay_s": delay_s},
+            data={
+                **{"url": url, "scope": "host", "depth": 14},
+                **{"delay_s": delay_s, "concurrency": 1},
+            },
             unique_key=url,
             rate_key=site.url,
-            rates=[RateRule(site.url, delay_ms=round(delay_s * 1000))],
+            rates=[RateRule(site.url, delay_ms=round(delay_s * 1000), concurrency=1)],
         )
         with rig.load() as load:
             _until_pages(site, 4)
@@ -320,8 +327,10 @@ def politeness(rig: Rig) -> None:
             _until_pages(site, 10)
             rig.flows(load, 10)
         _until_pages(site, 15)
-        rig.extra.arrivals += [Arrival(site.url, at_s * 1000) for at_s, _ in site.arrivals]
-        judge(rig, delays_ms={site.url: (delay_s - JITTER_S) * 1000})
+        rig.extra.arrivals += [
+            Arrival(site.url, came_s * 1000, left_s * 1000) for came_s, left_s in site.stays
+        ]
+        judge(rig, {site.url: (delay_s - JITTER_S) * 1000}, {site.url: 1})
         pages = [path for path in site.paths if path.startswith("/calendar")]
         assert sorted(set(pages)) == sorted(f"/calendar/{number}" for number in range(15))
         for node in cluster.nodes:

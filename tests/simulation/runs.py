@@ -115,7 +115,7 @@ def check_of(error: BaseException) -> str:
         places.pop()
     name, function = places[-1]
     if isinstance(error, Violation) and error.promise:
-        name, function = "history.py", error.promise
+        name, function = "history", error.promise
     return f"{type(error).__name__} in {name}, {function}()"
 
 

@@ -38,6 +38,8 @@ class HostileSite:
         address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.arrivals: list[tuple[float, str]] = []
+        # When requests came and were done with, by time.monotonic().
+        self.stays: list[tuple[float, float]] = []
         self.robots = robots or _not_found
         self.tls = tls
         self.stopping = threading.Event()
@@ -103,17 +105,25 @@ class _Handler(socketserver.BaseRequestHandler):
                     return
                 asked += block
             path = asked.split(b" ")[1].decode("latin-1")
-            site.arrivals.append((arrived_s(line), path))
-            for piece in site.pieces_for(path):
-                if time.monotonic() > until or site.stopping.is_set():
-                    return
-                if piece is None:
-                    site.stopping.wait(0.1)
-                elif piece == RESET:
-                    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    return
-                else:
-                    line.sendall(piece)
+            came_s = arrived_s(line)
+            site.arrivals.append((came_s, path))
+            try:
+                self._answer(line, path, until)
+            finally:
+                site.stays.append((came_s, time.monotonic()))
+
+    def _answer(self, line: socket.socket, path: str, until: float) -> None:
+        site = self.server.site
+        for piece in site.pieces_for(path):
+            if time.monotonic() > until or site.stopping.is_set():
+                return
+            if piece is None:
+                site.stopping.wait(0.1)
+            elif piece == RESET:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            else:
+                line.sendall(piece)
 
 
 RESET: Final = b"\0RESET"

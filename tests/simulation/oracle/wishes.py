@@ -124,6 +124,8 @@ class Wishes(Room):
         self._seen.retried[asked.request_id] = (self.world.now_ms, task_ids)
         for task_id in map(TaskId, asked.task_ids):
             self._retries_open[task_id] -= 1
+            # Until now it may have been carried out.
+            self._retried_ms[task_id] = self.world.now_ms
 
     def live_again(self, task: TaskRow) -> None:
         """Of this task, and of its job as a whole, no cancel holds any more."""
