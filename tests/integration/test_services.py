@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -224,3 +226,30 @@ def test_master_whose_loop_stands_still_is_not_ready(
     assert "loop has stood still" in master.backend.ready()[1]
     go_on.set()
     wait_until(lambda: master.backend.ready() == (True, ""), "it is ready again")
+
+
+def test_signal_that_does_not_wake_the_main_thread_is_noticed_all_the_same(
+    config: ClusterConfig,
+) -> None:
+    """One that comes while it falls asleep wakes nobody; one that another thread takes neither."""
+    services = DistributionServices(config)
+    main = threading.main_thread()
+
+    def sleeps() -> bool:
+        assert main.ident is not None
+        frame = sys._current_frames()[main.ident]
+        state = Path(f"/proc/self/task/{main.native_id}/stat").read_text().rpartition(")")[2]
+        return frame.f_code.co_name == "wait" and state.split()[0] == "S"
+
+    def take_it() -> None:
+        wait_until(sleeps, "the main thread waits")
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    former = signal.signal(signal.SIGTERM, lambda number, _: services.on_signal(number))
+    thread = threading.Thread(target=take_it)
+    try:
+        thread.start()
+        assert services.wait() == 0
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, former)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
-from queue import SimpleQueue
 from types import FrameType
 from typing import Final
 
@@ -34,6 +35,8 @@ JOIN_S: Final = 15.0
 EXIT_INTERRUPTED: Final = 130
 # `timeout` and terminals signal a process and its group: one wish, told twice.
 SIGNAL_ECHO_MS: Final = 300
+# A signal is noticed this late at the latest.
+SIGNAL_S: Final = 0.5
 
 
 class DistributionServices:
@@ -48,7 +51,7 @@ class DistributionServices:
         self._scheduler: TaskScheduler | None = None
         # What wait() waits for: the number of a signal, or None when a loop ended. SimpleQueue,
         # because a signal handler may interrupt a put and put again; a lock would hang there.
-        self._news: SimpleQueue[int | None] = SimpleQueue()
+        self._news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._problem: ClusterError | None = None
         self._is_ending = False
         self._lock = threading.Lock()
@@ -99,7 +102,7 @@ class DistributionServices:
         """
         interrupted = False
         last_ms = -SIGNAL_ECHO_MS
-        while (number := self._news.get()) is not None:
+        while (number := self._next_news()) is not None:
             now_ms = self._clock.monotonic_ms()
             is_echo, last_ms = now_ms - last_ms < SIGNAL_ECHO_MS, now_ms
             if is_echo:
@@ -114,6 +117,13 @@ class DistributionServices:
             raise self._problem
         code = self._worker.code if self._worker is not None else 0
         return EXIT_INTERRUPTED if interrupted and not code else code
+
+    def _next_news(self) -> int | None:
+        """In portions: a signal that comes while the main thread falls asleep, or that another
+        thread takes, wakes nobody; its handler runs when this one wakes by itself."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._news.get(timeout=SIGNAL_S)
 
     @property
     def problem(self) -> ClusterError | None:
