@@ -10,6 +10,7 @@ import pytest
 from tests.support.master_bench import WALL_AT_ZERO, MasterBench, spec
 from zmqcluster.core.events import LaneKey
 from zmqcluster.core.queue import ReadyQueue
+from zmqcluster.core.rates import RateKey
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.settings import Settings
 from zmqcluster.messages import CancelTasks, Held, RateRule, RetryTasks, Submit, TaskOrder, TaskSpec
@@ -159,6 +160,31 @@ def test_empty_lanes_do_not_pile_up_in_the_rotations() -> None:
     popped = queue.pop(keep.shape, 5, 0)
     assert popped is not None
     assert popped.task_id == 1
+
+
+def test_a_lane_that_ran_dry_and_then_empty_is_not_read_before_its_key_opens() -> None:
+    queue = ReadyQueue(8, 10**9, 4, 1_000)
+    rate = RateKey("k")
+    other = queue.lane(LaneKey("noop", "", "", 5), None, 0)
+    lane = queue.lane(LaneKey("noop", "", "k", 9), rate, 0)
+    assert lane is not None
+    assert other is not None
+    for task_id in range(1, 7):
+        queue.push(row(task_id), other)
+    for task_id in (7, 8, 9):
+        queue.push(row(task_id), lane)
+    lane.more = True
+    for _ in range(3):
+        assert queue.pop(lane.shape, 9, 0) is not None
+    rate.closed_until_ms = 10_000
+
+    assert list(queue.refills(1)) == []
+    queue.reopen(rate)
+    assert [one for one, _ in queue.refills(10_000)] == [lane]
+    queue.loaded(lane, 9, more=False)
+
+    assert list(queue.lanes.values()) == [other]
+    assert queue.starving == 0
 
 
 def row(task_id: int) -> TaskRow:

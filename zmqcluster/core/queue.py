@@ -342,8 +342,9 @@ class ReadyQueue:
         while lane is None and self._hungry:
             dry = self._hungry.popleft()
             dry.is_hungry = False
-            # Who is passed over is hungry again when it gives a task.
-            if not dry.shape.is_stranded:
+            # Who is passed over is hungry again when it gives a task; who has none by now is in
+            # line among those that starve.
+            if not dry.shape.is_stranded and not dry.is_starving:
                 return dry
         if lane is None and self._has_spare:
             lane = hunger.idle()
