@@ -244,7 +244,8 @@ def sum_up(runs: list[Run], took_s: float) -> int:
         console.print("\n".join(one.problem.splitlines()[:PROBLEM_LINES]), markup=False)
     done = [one.verdict for one in runs]
     console.print(
-        f"\n{len(states['held'])} faults held, {len(states['broken'])} broken, "
+        f"\n{'PARTLY, ' if states['skipped'] else ''}"
+        f"{len(states['held'])} faults held, {len(states['broken'])} broken, "
         f"{len(states['skipped'])} skipped in {took_s:.0f} s: "
         f"{sum(one.tasks for one in done)} tasks, {sum(one.starts for one in done)} runs and "
         f"{sum(one.unknown for one in done)} unanswered requests judged",

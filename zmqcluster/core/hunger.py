@@ -54,15 +54,7 @@ class Hunger:
             return
         lane.is_starving = False
         self._count -= 1
-        level = lane.key.priority
-        if lane in self._shut[level]:
-            del self._shut[level][lane]
-            return
-        shape = lane.shape
-        del shape.starving[level][lane]
-        if not shape.starving[level]:
-            del shape.starving[level]
-            del self._of(shape)[level][shape]
+        self._leave_line(lane)
 
     def reopen(self, lane: Lane) -> None:
         """Its key may be open again."""
@@ -114,11 +106,20 @@ class Hunger:
                 lane = shape.first_starving(level)
                 if lane.rate is None or lane.rate.is_open(now_ms):
                     return lane
-                self.discard(lane)
-                lane.is_starving = True
-                self._count += 1
+                self._leave_line(lane)
                 self._shut[level][lane] = None
         return None
+
+    def _leave_line(self, lane: Lane) -> None:
+        level = lane.key.priority
+        if lane in self._shut[level]:
+            del self._shut[level][lane]
+            return
+        shape = lane.shape
+        del shape.starving[level][lane]
+        if not shape.starving[level]:
+            del shape.starving[level]
+            del self._of(shape)[level][shape]
 
     def _of(self, shape: Shape) -> Shapes:
         if shape.is_stranded:
