@@ -8,6 +8,7 @@ Each part runs in a process of its own, so that its memory is only its own.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import sys
 import tempfile
@@ -63,8 +64,16 @@ PRINCIPALS: Final = {
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (all)")
+    names = parser.parse_args().parts or list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            parser.error(f"there is no part {name!r}; there are: {', '.join(PARTS)}")
     context = multiprocessing.get_context("spawn")
-    for name in sys.argv[1:] or PARTS:
+    for name in names:
         for part in PARTS[name]:
             process = context.Process(target=_in_a_folder, args=(part,))
             process.start()

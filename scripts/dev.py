@@ -51,6 +51,8 @@ class Failed(Exception):
 
 def main(argv: list[str]) -> int:
     verb, *rest = argv or ["help"]
+    if verb in ("-h", "--help"):
+        verb = "help"
     if verb not in VERBS:
         print(f"no such verb: {verb}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2

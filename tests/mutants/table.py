@@ -659,8 +659,9 @@ MUTANTS: Final = (
     Mutant(
         "window_unbounded",
         _CORE + "queue",
-        "return self._room > 0 and self._bytes < self._window_bytes\n",
-        "return True\n",
+        "            len(self._where) + self._reserved < self._window_tasks\n"
+        "            and self._bytes < self._window_bytes\n",
+        "            True\n",
         "memory grows with the backlog",
     ),
     Mutant(

@@ -8,6 +8,7 @@ from tests.simulation.links import Link
 from tests.simulation.oracle.room import TERMINAL
 from zmqcluster import codec
 from zmqcluster.core.events import Principal
+from zmqcluster.core.rows import TaskRow
 from zmqcluster.messages import (
     AttemptRef,
     Capabilities,
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
 # Nobody submits this, so that it never holds anything for real.
 TASK_TYPE = "mischief"
 EVERY_MS = 50
-# So many tasks are looked at until one is worth a lie: what nobody ran or what has ended is not.
-_LOOKS = 10
+# So often it looks which tasks are worth a lie: what nobody ran or what has ended is not.
+_LOOK_AGAIN = 8
+# And so often it says a number that comes to its mind, which may be nobody's.
+_NOBODYS = 1 / 16
+_ANY_TASK = 300
 _NEARLY = (-1, 0, 0, 0, 1)
 _OUTCOMES = tuple(Outcome)
 
@@ -49,7 +53,8 @@ class HostileNode:
         self.name = name
         self.principal = Principal(Role.WORKER, DeviceId(name))
         self.link: Link | None = None
-        self._seq = 0
+        self._seq = self._said = 0
+        self._tried: list[TaskRow] = []
         self._act()
 
     def _act(self) -> None:
@@ -64,6 +69,10 @@ class HostileNode:
 
     def _message(self) -> WorkerMessage:
         rng = self.world.chance
+        if self._said % _LOOK_AGAIN == 0:
+            rows = self.cluster.master.disk.tasks.values()
+            self._tried = [row for row in rows if row.attempt and row.state not in TERMINAL]
+        self._said += 1
         roll = int(rng.random() * 8)
         refs = tuple([self._ref() for _ in range(1 + int(rng.random() * 3))])
         if roll == 2:
@@ -97,15 +106,11 @@ class HostileNode:
     def _ref(self) -> AttemptRef:
         """A task that was tried and is open, mostly, and an attempt near its own."""
         rng = self.world.chance
-        tasks = self.cluster.master.disk.tasks
-        row = None
-        for _ in range(_LOOKS):
-            task_id = 1 + int(rng.random() * (len(tasks) + 3))
-            row = tasks.get(task_id)  # type: ignore[call-overload]  # a number like any other
-            if row is not None and row.attempt and row.state not in TERMINAL:
-                break
-        attempt = (row.attempt if row else 1) + _NEARLY[int(rng.random() * 5)]
-        return AttemptRef(task_id, max(1, attempt))
+        nearly = _NEARLY[int(rng.random() * 5)]
+        if not self._tried or rng.random() < _NOBODYS:
+            return AttemptRef(1 + int(rng.random() * _ANY_TASK), 1 + max(0, nearly))
+        row = self._tried[int(rng.random() * len(self._tried))]
+        return AttemptRef(row.task_id, max(1, row.attempt + nearly))
 
     def linked(self, link: Link) -> None:
         """It does not wait to be welcomed."""

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from tests.simulation.cluster import Report, SimCluster
 from tests.simulation.options import Options, draw
-from tests.simulation.world import Violation
+from tests.simulation.world import Noted, Violation
 
 EVENTS: Final = 20_000
 # No run takes a tenth of it (and of the time its events take): whatever does, goes in circles.
@@ -151,9 +151,9 @@ def _told_numbers(numbers: frozenset[int]) -> str:
     return ",".join(parts)
 
 
-def _told_entry(entry: tuple[object, ...]) -> str:
-    at_ms, *words = entry
-    return f"{at_ms:>8} ms  " + " ".join(map(str, words))
+def _told_entry(entry: Noted) -> str:
+    at_ms, what, more, _ = entry
+    return f"{at_ms:>8} ms  " + " ".join(map(str, (what, *more)))
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
 from heapq import heappop, heappush
@@ -14,10 +14,13 @@ from tests.simulation.options import Options
 # Something to do, and what with.
 Thing = tuple[Callable[..., object], tuple[Any, ...]]
 
+# When, what, more of it, and what was said.
+Noted = tuple[int, str, tuple[Any, ...], bytes]
+
 WALL_AT_ZERO: Final = 1_700_000_000_000
 NEVER: Final = 1 << 60
 _TRACED: Final = 60
-_SAID_BYTES: Final = 65_536
+_DIGESTED: Final = 1_024
 
 
 class Alarm:
@@ -94,10 +97,10 @@ class World:
         self.faults: Counter[str] = Counter()
         self.fault_number = 0
         self.left_out = left_out
-        self.trace: deque[tuple[Any, ...]] = deque(maxlen=_TRACED)
+        # What the digest has not seen yet, as that is quicker with much at once; and a few before.
+        self._noted: list[Noted] = []
+        self._before: list[Noted] = []
         self._digest = blake2b(digest_size=16)
-        # What the digest has not seen yet: it is quicker with much at once.
-        self._said = bytearray()
         # What happens at each moment from now on (ms), what of it is left of the one that is now,
         # and the moments to come, as a heap.
         self._agenda: dict[int, list[Thing]] = {0: []}
@@ -111,9 +114,13 @@ class World:
     @property
     def digest(self) -> str:
         """Of everything noted so far: two runs of one seed have the same."""
-        self._digest.update(self._said)
-        self._said.clear()
+        self._take_in()
         return self._digest.hexdigest()
+
+    @property
+    def trace(self) -> list[Noted]:
+        """What was noted last."""
+        return [*self._before, *self._noted][-_TRACED:]
 
     def at(self, delay_ms: int, do: Callable[..., object], *args: Any) -> None:
         """Call do(*args) delay_ms from now."""
@@ -148,19 +155,22 @@ class World:
 
     def _pass_on(self) -> None:
         """Nothing is left to do now: time passes, until there is."""
-        del self._agenda[self.now_ms]
-        self.now_ms = heappop(self._moments)
-        self._left = iter(self._agenda[self.now_ms])
+        agenda = self._agenda
+        del agenda[self.now_ms]
+        self.now_ms = now_ms = heappop(self._moments)
+        self._left = iter(agenda[now_ms])
 
     def note(self, what: str, *more: Any, data: bytes = b"") -> None:
         """Part of the trace; data: what was said, for the digest."""
-        self.trace.append((self.now_ms, what, *more))
-        said = self._said
-        said += f"{self.now_ms} {what}".encode()
-        said += data
-        if len(said) > _SAID_BYTES:
-            self._digest.update(said)
-            said.clear()
+        self._noted.append((self.now_ms, what, more, data))
+        if len(self._noted) == _DIGESTED:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        noted, self._noted = self._noted, []
+        self._before = noted[-_TRACED:]
+        self._digest.update(repr([(at_ms, what) for at_ms, what, *_ in noted]).encode())
+        self._digest.update(b"".join([data for *_, data in noted]))
 
     def fault(self, kind: str) -> bool:
         """A fault is about to be injected. False: not in this run."""
@@ -170,7 +180,7 @@ class World:
         if self.fault_number in self.left_out:
             return False
         self.faults[kind] += 1
-        self.note(f"fault {self.fault_number}: {kind}")
+        self.note(kind, "is fault", self.fault_number)
         return True
 
     def roll(self, kind: str, rate: float) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from zmqcluster.core.effects import (
     Action,
@@ -40,7 +42,7 @@ from zmqcluster.core.state import Past
 from zmqcluster.model import NO_JOB, DeviceId, JobId, TaskId, TaskState
 
 K = TypeVar("K")
-V = TypeVar("V")
+V = TypeVar("V", bound=Struct)
 
 _IMMUTABLE = (
     "job_id", "parent_id", "task_type", "labels", "rate_key", "unique_key", "priority",
@@ -70,14 +72,14 @@ class NaiveStore:
     def apply(self, changes: Changes) -> None:
         for task_id, task in changes.new_tasks.items():
             assert task_id not in self.tasks, "a task is inserted once"
-            self.tasks[task_id] = copy.copy(task)
+            self.tasks[task_id] = replace(task)
         for key in changes.unique_keys:
             assert (key.job_id, key.key_hash) not in self.unique_keys, "a unique key is taken once"
             self.unique_keys[key.job_id, key.key_hash] = key.task_id
         for task_id, task in changes.tasks.items():
             former = self.tasks[task_id]
             assert all(getattr(former, name) == getattr(task, name) for name in _IMMUTABLE)
-            self.tasks[task_id] = copy.copy(task)
+            self.tasks[task_id] = replace(task)
         _take_over(self.assignments, changes.assignments)
         _take_over(self.jobs, changes.jobs)
         _take_over(self.devices, changes.devices)
@@ -100,9 +102,9 @@ class NaiveStore:
             clock_ms=self.clock_ms,
             next_task_id=max(self.tasks, default=0) + 1,
             next_job_id=max(self.jobs, default=0) + 1,
-            in_flight=[copy.copy(one) for one in self.tasks.values() if one.state in in_flight],
+            in_flight=[replace(one) for one in self.tasks.values() if one.state in in_flight],
             jobs=[
-                copy.copy(one)
+                replace(one)
                 for one in self.jobs.values()
                 if one.pending or one.running or one.job_id == NO_JOB
             ],
@@ -117,7 +119,7 @@ class NaiveStore:
         match action:
             case LoadBacklog(lane, after_id, limit):
                 rows = [
-                    copy.copy(row)
+                    replace(row)
                     for task_id, row in sorted(self.tasks.items())
                     if task_id > after_id and _is_ready(row) and lane_of(row) == lane
                 ]
@@ -128,14 +130,14 @@ class NaiveStore:
                 listed = tuple(lanes[:limit])
                 return LanesListed(listed, len(lanes) > limit, self._rates_of(listed))
             case LoadDelayed(limit):
-                rows = [copy.copy(row) for row in self.tasks.values() if _is_delayed(row)]
+                rows = [replace(row) for row in self.tasks.values() if _is_delayed(row)]
                 ahead_ms = self.wall_ms - self.clock_ms
                 rows.sort(key=lambda row: row.retry_at_ms or row.not_before_wall - ahead_ms)
                 rows, more = rows[:limit], len(rows) > limit
                 return DelayedLoaded(tuple(rows), more, self._rates_of(rows))
             case LoadOpenTasks(job_id, after_id, limit):
                 rows = [
-                    copy.copy(row)
+                    replace(row)
                     for task_id, row in sorted(self.tasks.items())
                     if task_id > after_id and row.job_id == job_id and _is_pending(row)
                 ]
@@ -147,13 +149,15 @@ class NaiveStore:
     def facts(self, wants: Wants) -> Facts:
         """What the core wanted to know before a message."""
         row = self.submissions.get(wants.request_id)
-        tasks = {one: copy.copy(self.tasks[one]) for one in wants.tasks if one in self.tasks}
+        if not (wants.tasks or wants.jobs or wants.rates or wants.keys):
+            return Facts(submitted=(row.job_id, row.task_ids, row.existing) if row else None)
+        tasks = {one: replace(self.tasks[one]) for one in wants.tasks if one in self.tasks}
         jobs = {*wants.jobs, *(task.job_id for task in tasks.values())}
         return Facts(
             submitted=(row.job_id, row.task_ids, row.existing) if row else None,
             keys={key: self.unique_keys[key] for key in wants.keys if key in self.unique_keys},
             tasks=tasks,
-            jobs={one: copy.copy(self.jobs[one]) for one in sorted(jobs) if one in self.jobs},
+            jobs={one: replace(self.jobs[one]) for one in sorted(jobs) if one in self.jobs},
             rates=self._rates(wants.rates) | self._rates_of(tasks.values()),
         )
 
@@ -161,16 +165,16 @@ class NaiveStore:
         return self._rates(one.rate_key for one in named if one.rate_key)
 
     def _rates(self, names: Iterable[str]) -> dict[str, RateKeyRow]:
-        return {one: copy.copy(self.rate_keys.get(one) or RateKeyRow(one)) for one in names}
+        return {one: replace(self.rate_keys.get(one) or RateKeyRow(one)) for one in names}
 
 
 def _take_over(kept: dict[K, V], new: dict[K, V]) -> None:
     if new:
-        kept.update({key: copy.copy(row) for key, row in new.items()})
+        kept.update({key: replace(row) for key, row in new.items()})
 
 
 def _copies(rows: dict[K, V]) -> list[V]:
-    return [copy.copy(row) for row in rows.values()]
+    return [replace(row) for row in rows.values()]
 
 
 def _is_pending(row: TaskRow) -> bool:

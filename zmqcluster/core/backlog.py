@@ -115,8 +115,9 @@ def on_delayed(state: MasterState, event: DelayedLoaded) -> None:
 
 def release_due(state: MasterState) -> None:
     """Delayed tasks whose moment has come go to their lanes, while the window has room."""
-    while state.queue.has_room and (task := state.delays.pop_due(state.now_ms)) is not None:
-        state.ready(task)
+    delays = state.delays
+    while delays.is_due(state.now_ms) and state.queue.has_room:
+        state.ready(delays.pop_due())
 
 
 def ask_for_more(state: MasterState) -> None:

@@ -70,10 +70,8 @@ class Delays:
             self._heap = [entry for entry in self._heap if self._is_live(entry)]
             heapify(self._heap)
 
-    def pop_due(self, now_ms: int) -> TaskRow | None:
-        """The next task whose moment has come, or None."""
-        if not self.is_due(now_ms):
-            return None
+    def pop_due(self) -> TaskRow:
+        """The next task, if is_due()."""
         return self._drop(heappop(self._heap)[1])
 
     def is_due(self, now_ms: int) -> bool:
@@ -89,11 +87,11 @@ class Delays:
         What is due already waits for room, and the database for room or an answer: not for time.
         """
         self._drop_moved()
-        if self.is_due(now_ms):
-            return None
         soonest = self._heap[0][0] if self._heap else _NEVER_MS
-        if self.horizon_ms > now_ms:
-            soonest = min(soonest, self.horizon_ms)
+        if soonest <= now_ms:
+            return None
+        if now_ms < self.horizon_ms < soonest:
+            soonest = self.horizon_ms
         return None if soonest == _NEVER_MS else soonest
 
     def needs_load(self, now_ms: int) -> bool:

@@ -91,7 +91,11 @@ class ReadyQueue:
 
     @property
     def has_room(self) -> bool:
-        return self._room > 0 and self._bytes < self._window_bytes
+        # Asked several times a turn: `_room > 0`, without asking it.
+        return (
+            len(self._where) + self._reserved < self._window_tasks
+            and self._bytes < self._window_bytes
+        )
 
     @property
     def _room(self) -> int:
@@ -258,6 +262,8 @@ class ReadyQueue:
 
     def awake(self) -> list[Shape]:
         """Shapes that may have a task to give, and devices to give it to, in turn."""
+        if not self._awake:
+            return []
         for shape in [one for one in self._awake if not any(one.rotations.values())]:
             del self._awake[shape]
         return list(self._awake)
@@ -272,6 +278,8 @@ class ReadyQueue:
 
     def take_untried(self) -> list[Shape]:
         """Shapes that are new, or were woken, since the last call."""
+        if not self._untried:
+            return []
         untried, self._untried = self._untried, {}
         return [one for one in untried if self.shapes.get(one.key) is one]
 

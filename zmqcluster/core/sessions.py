@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from zmqcluster.core.dispatcher import TaskDispatcher, reopen
 from zmqcluster.core.effects import Publish
@@ -471,15 +473,19 @@ def _row_of(message: Hello, *, registered_wall: int) -> DeviceRow:
         platform=able.platform,
         cpu_count=able.cpu_count,
         memory_bytes=able.memory_bytes,
-        addresses=json.dumps(list(able.addresses)),
-        task_types=json.dumps(sorted(offer.task_type for offer in message.task_types)),
-        labels=json.dumps(sorted(set(message.labels))),
+        addresses=_as_json(able.addresses),
+        task_types=_as_json(sorted([offer.task_type for offer in message.task_types])),
+        labels=_as_json(sorted(set(message.labels))),
         slots=sum(offer.slots for offer in message.pools),
         boot_id=message.boot_id.hex(),
         drained=False,
         registered_wall=registered_wall,
         last_seen_wall=registered_wall,
     )
+
+
+def _as_json(names: Sequence[str]) -> str:
+    return msgspec.json.encode(names).decode()
 
 
 def _sample(state: MasterState, device: Device) -> None:

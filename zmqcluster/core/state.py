@@ -6,7 +6,6 @@ the turn writes cannot drift apart: `save` marks, `end_turn` copies the marked r
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,6 +13,7 @@ from random import Random
 from typing import Final
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from zmqcluster.core.delays import Delays
 from zmqcluster.core.effects import Action, Changes, Log, Send, Turn
@@ -252,14 +252,14 @@ class MasterState:
         changes = self._changes
         for task_id, task in self._dirty.items():
             rows = changes.new_tasks if task_id in self._new else changes.tasks
-            rows[task_id] = copy.copy(task)
+            rows[task_id] = replace(task)
         for job_id, job in self._dirty_jobs.items():
-            changes.jobs[job_id] = copy.copy(job)
+            changes.jobs[job_id] = replace(job)
         for device_id, device in self._dirty_devices.items():
-            changes.devices[device_id] = copy.copy(device.row)
+            changes.devices[device_id] = replace(device.row)
         if self.now_ms - self._clock_saved_ms >= _SAVE_EVERY_MS:
             for device_id, device in self._tallied.items():
-                changes.devices[device_id] = copy.copy(device.row)
+                changes.devices[device_id] = replace(device.row)
             self._tallied.clear()
         writes = self._is_clock_wrong or changes != _NOTHING
         if writes and (
@@ -457,6 +457,8 @@ class MasterState:
         """Only when a turn ends: what its messages did not look up, they found in memory."""
         for name in (*self.queue.take_released(), *self.delays.take_released()):
             self.rest(name)
+        if not self._resting:
+            return
         resting, self._resting = self._resting, {}
         for name in resting:
             rate = self.rates.get(name)

@@ -163,6 +163,10 @@ class WorkQueue:
             self._at_once.append(work.ref)
 
     @property
+    def has_starting(self) -> bool:
+        return bool(self._starting)
+
+    @property
     def starting(self) -> list[Work]:
         """Runs with a start window that have not begun, as far as their hosts have said."""
         return list(self._starting.values())
