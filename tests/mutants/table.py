@@ -785,6 +785,15 @@ MUTANTS: Final = (
         "a job is cancelled, and nobody can find out who wanted that",
     ),
     Mutant(
+        "stall_eats_the_grace",
+        _CORE + "sessions",
+        """        if device.lost_at_ms is not None:
+            _await_return(state, device)
+""",
+        "",
+        "whose connection broke before the master was stopped is taken for dead when it goes on",
+    ),
+    Mutant(
         "stall_untold",
         _CORE + "sessions",
         '    state.event("loop_stalled", detail="leases restarted")\n',

@@ -585,6 +585,19 @@ def test_after_a_stall_every_lease_begins_anew_and_still_ends(master: MasterBenc
     assert "device_lost" in master.event_kinds()
 
 
+def test_a_stall_takes_nothing_from_the_time_to_connect_again(master: MasterBench) -> None:
+    master.device("d1")
+    master.loses("d1")
+
+    master.jump(10 * LEASE_MS)
+    master.advance(GRACE_MS - 100)
+    assert "loop_stalled" in master.event_kinds()
+    assert "device_lost" not in master.event_kinds()
+    master.advance(200)
+
+    assert "device_lost" in master.event_kinds()
+
+
 def test_an_abort_is_repeated_until_it_is_obeyed(master: MasterBench) -> None:
     master.device("d1")
     master.submit()

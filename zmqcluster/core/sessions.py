@@ -138,8 +138,12 @@ def on_peer_lost(state: MasterState, peer: Peer) -> None:
     device = state.fleet.by_peer.get(peer)
     if device is None or device.lost_at_ms is not None:
         return
-    device.lost_at_ms = state.now_ms
+    _await_return(state, device)
     state.fleet.refresh(device)
+
+
+def _await_return(state: MasterState, device: Device) -> None:
+    device.lost_at_ms = state.now_ms
     state.timers.set(f"gone {device.device_id}", state.now_ms + state.settings.reconnect_grace_ms)
 
 
@@ -173,12 +177,15 @@ def on_lease_over(state: MasterState, dispatcher: TaskDispatcher, device_id: Dev
 
 
 def forgive_silence(state: MasterState) -> None:
-    """We were not listening: every lease starts anew, so that our pause kills nobody.
+    """We were not listening: every lease starts anew, so that our pause kills nobody; and so does
+    the moment to come back, as who came is only now let in.
 
     Nor were we sending: an order of the moment before may only now be on its way.
     """
     for device in state.fleet.online():
         device.heard_ms = state.now_ms
+        if device.lost_at_ms is not None:
+            _await_return(state, device)
     for flight in state.flights.values():
         # What waits in our socket was said before the pause, perhaps before the order arrived.
         flight.sent_ms = state.now_ms

@@ -11,11 +11,14 @@ from tests.simulation.world import World
 from zmqcluster.core.effects import Action, Send
 from zmqcluster.core.events import Peer
 from zmqcluster.core.rows import AssignmentRow
+from zmqcluster.core.settings import Settings
 from zmqcluster.messages import Welcome
 from zmqcluster.model import DeviceId
 
 # A loss is on disk this long after a lease is over: two slow commits, the next look.
 NOTICED_MS: Final = 7_000
+# Whoever lost its connection has so long to come back with another one.
+GRACE_MS: Final = Settings().reconnect_grace_ms
 # From so many devices on, a mass loss is doubted for a while.
 BRAKE_DEVICES: Final = 4
 
@@ -29,7 +32,7 @@ class Leases(Room):
         self._opened_ms: dict[Key, int] = {}
         # By connection; and the connection of each device.
         self._heard: dict[Peer, int] = {}
-        self._closed: set[Peer] = set()
+        self._closed: dict[Peer, int] = {}
         self._sessions: dict[DeviceId, Peer] = {}
         # When a session ended, as the master decided it: what it held is taken back from then on.
         self._closed_ms: dict[DeviceId, int] = {}
@@ -49,7 +52,7 @@ class Leases(Room):
         self._heard[peer] = self.world.now_ms
 
     def lost(self, peer: Peer) -> None:
-        self._closed.add(peer)
+        self._closed[peer] = self.world.now_ms
 
     def braked(self) -> None:
         """The master says that it doubts a mass loss."""
@@ -76,6 +79,11 @@ class Leases(Room):
                 self.fail(f"{device_id} was given up after {silent_ms} ms of silence: {why}")
             if self._is_mass_loss() and now_ms - self._braked_ms > 8 * options.timeout_ms:
                 self.fail(f"more than half of the devices are silent, and {device_id} is given up")
+        if why.startswith("its connection closed") and device_id in self._sessions:
+            closed_ms = self._closed.get(self._sessions[device_id], now_ms)
+            waited_ms = now_ms - max(closed_ms, self._forgiven_ms)
+            if waited_ms < GRACE_MS:
+                self.fail(f"{device_id} had {waited_ms} ms to connect again: {why}")
         self.close_session(device_id)
 
     def check_leases(self) -> None:
