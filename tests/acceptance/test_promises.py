@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.cluster import (
     Cluster,
+    free_ports,
     freeze,
     holder,
     lives,
@@ -307,7 +308,7 @@ def test_second_master_on_the_same_data_is_refused(make_cluster: Make) -> None:
     cluster = make_cluster()
     cluster.start_master()
 
-    second = cluster._start("master", "--master-port", str(cluster.port + 3000))
+    second = cluster._start("master", "--master-port", str(free_ports(3)))
 
     assert second.process.wait(20) == 1
     assert "another master" in second.log.read_text()

@@ -16,7 +16,17 @@ from typing import Final
 from tests.chaos.catalogue import Tier, fault
 from tests.chaos.rig import Rig, Running
 from tests.support.cgroups import Group
-from tests.support.cluster import ROOT, Node, family, freeze, holder, lives, thaw, wait_until
+from tests.support.cluster import (
+    ROOT,
+    Node,
+    family,
+    free_ports,
+    freeze,
+    holder,
+    lives,
+    thaw,
+    wait_until,
+)
 from zmqcluster.model import PROTOCOL_VERSION
 
 # The rig's device_timeout, and what a promise adds to it.
@@ -122,11 +132,12 @@ def stale_master(rig: Rig) -> None:
         rig.step("a second master beside the paused one")
         # Whoever takes the lock for a left-over.
         (cluster.data_dir / "master.lock").unlink()
-        second = _second_master(rig)
+        port = free_ports(3)
+        second = _master_at(rig, port)
         second.wait_for("Master node started")
-        mine = cluster._start("worker", "--master-port", str(_second_port(rig)))
+        mine = cluster._start("worker", "--master-port", str(port))
         mine.wait_for("Device registered successfully")
-        task_id = _submit_elsewhere(rig, _second_port(rig))
+        task_id = _submit_elsewhere(rig, port)
         # What waits is the second one's to order.
         orders = "SELECT task_id, attempt FROM task_assignments WHERE epoch = 1"
         tasks = "SELECT count(*) FROM tasks"
@@ -154,7 +165,7 @@ def second_master(rig: Rig) -> None:
     rig.cluster.start_worker()
     with rig.load() as load:
         rig.flows(load)
-        second = _second_master(rig)
+        second = _master_at(rig, free_ports(3))
         assert second.process.wait(20) == 1
         rig.flows(load)
     rig.judge()
@@ -381,13 +392,9 @@ def _newer_release(rig: Rig) -> Path:
     return root
 
 
-def _second_master(rig: Rig) -> Node:
-    """Elsewhere, so that the data is all they could fight for."""
-    return rig.cluster._start("master", "--master-port", str(_second_port(rig)))
-
-
-def _second_port(rig: Rig) -> int:
-    return rig.cluster.port + 3000
+def _master_at(rig: Rig, port: int) -> Node:
+    """Another master over the same data."""
+    return rig.cluster._start("master", "--master-port", str(port))
 
 
 def _submit_elsewhere(rig: Rig, port: int) -> int:

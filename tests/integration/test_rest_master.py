@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,22 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.cluster import free_ports
 from zmqcluster.config import ClusterConfig
 from zmqcluster.model import SchedulerMode
 from zmqcluster.services import DistributionServices
 
 PREFIX = "/api/distribution"
 DEADLINE_S = 10.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Client:
@@ -50,7 +40,8 @@ class Client:
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClusterConfig:
-    rest, dispatch, control = free_ports(3)
+    rest = free_ports(3)
+    dispatch, control = rest + 1, rest + 2
     return ClusterConfig(
         mode=SchedulerMode.MASTER,
         master_port=rest,
