@@ -125,13 +125,18 @@ def no_descriptors(rig: Rig) -> None:
     with at_work(rig) as (load, door):
         [master] = [one for one in cluster.nodes if one.says("Starting master")]
         open_now = psutil.Process(master.pid).num_fds()
-        limits = (open_now + 40, open_now + 40)
-        resource.prlimit(master.pid, resource.RLIMIT_NOFILE, limits)
-        with connected([door.port, door.port + 1, cluster.port] * 100) as lines:
-            assert lines
-            wait_until(lambda: events(rig, "descriptors_gone"), "it is on record", SLACK_S)
-            wait_until(lambda: master.says("nobody can connect"), "the operator is told", SLACK_S)
-            rig.flows(load, 50)
+        limit = 2 * open_now
+        resource.prlimit(master.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        ports = itertools.cycle([door.port, door.port + 1, cluster.port])
+        # Nine tenths of all: more than it takes to be told, and some are left.
+        with connected(itertools.islice(ports, limit * 9 // 10 - open_now)):
+            wait_until(lambda: events(rig, "descriptors_scarce"), "there is time yet", SLACK_S)
+            assert master.says("soon nobody can connect"), master.log.read_text()
+            assert not events(rig, "descriptors_gone")
+            with connected(itertools.islice(ports, 300)):
+                wait_until(lambda: events(rig, "descriptors_gone"), "it is on record", SLACK_S)
+                assert master.says(f"all {limit} descriptors are in use"), master.log.read_text()
+                rig.flows(load, 50)
         # Whoever wants in now gets in.
         cluster.start_worker()
         wait_until(lambda: events(rig, "descriptors_enough"), "that is over", SLACK_S)
@@ -354,7 +359,7 @@ def unknown_messages(rig: Rig) -> None:
 
 @fault(49, "a device is revoked while it is connected and works")
 def revoked_at_work(rig: Rig) -> None:
-    with at_work(rig) as (_, door), door.peer(door.enrol("revoked")) as peer:
+    with at_work(rig) as (_, door), door.peer(keys := door.enrol("revoked")) as peer:
         task_id = _taken(rig, peer, "revoked")
         peer.say(Started((AttemptRef(task_id, 1),)))
         _revoke(rig, "revoked")
@@ -362,9 +367,9 @@ def revoked_at_work(rig: Rig) -> None:
         end = end_of(rig, task_id)
         assert (end.state, end.outcomes[-1]) == ("completed", "completed"), end
         assert len(end.outcomes) == 2, "somebody else did it"
-        with door.peer(new_key_pair()) as again:
-            again.try_say(b"x")
-            assert again.hear(0.3) is None
+        with door.peer(keys) as again:
+            again.try_say(codec.encode(hello("revoked")))
+            assert again.hear(0.5) is None, "its key opens nothing any more"
 
 
 @fault(50, "a device says that it is another one")
@@ -435,7 +440,7 @@ def foreign_results(rig: Rig) -> None:
 
 @fault(53, "a device lies about its credit and its inventory, to hoard tasks")
 def hoarding_device(rig: Rig) -> None:
-    cap = 64
+    cap = 8
     rig.cluster.config["max_tasks_per_device"] = cap
     with at_work(rig) as (load, door), door.peer(door.enrol("hoarder")) as peer:
         peer.say(hello("hoarder", "trace", "trace_sync", slots=4096))
@@ -450,7 +455,7 @@ def hoarding_device(rig: Rig) -> None:
             peer.hears(HeartbeatAck)
             held = "SELECT count(*) FROM tasks WHERE device_id = 'hoarder' AND state IN (?, ?)"
             most = max(most, rig.cluster.rows(held, "assigned", "running")[0][0])
-        assert most <= 2 * cap, f"it got hold of {most} tasks"
+        assert 0 < most <= cap, f"it got hold of {most} tasks"
         _revoke(rig, "hoarder")
         peer.try_say(b"")
 
@@ -511,9 +516,11 @@ def cancelled_at_the_end(rig: Rig) -> None:
                 rig.note_cancel(changed.task_ids, asked_ms)
 
         rig.cluster.ask(work)
-        states = [end_of(rig, task_id).state for task_id in ids]
-        assert set(states) <= {"completed", "cancelled"}
-        assert "cancelled" in states
+        ends = [end_of(rig, task_id) for task_id in ids]
+        assert {one.state for one in ends} == {"completed", "cancelled"}
+        cancelled = [one.outcomes for one in ends if one.state == "cancelled"]
+        assert () in cancelled, "some of them waited"
+        assert any(cancelled), "some of them were given out"
 
 
 # --- REST -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tests.chaos.own_tasks import End, end_of, events, has_begun, submit, submit
 from tests.chaos.rig import Load, Rig
 from tests.chaos.storage import small_disk
 from tests.support import wild_tasks
-from tests.support.cluster import Node, wait_until
+from tests.support.cluster import Node, trace_lines, wait_until
 
 MIB = 1024 * 1024
 # A part of what a task may leave in the agent: its own bookkeeping, and a tail of output.
@@ -228,21 +228,28 @@ def odd_errors(rig: Rig) -> None:
 
 @fault(86, "tasks end within a hair of their deadline")
 def close_finishes(rig: Rig) -> None:
+    # The first have all the time they need, the last none.
+    lasts_s = (0.1, *(1.0 + step / 1000 for step in range(-20, 4, 3)), 2.0)
     with at_work(rig):
         ids = [
             submit(
                 rig,
                 kind,
-                data={"path": str(rig.trace), "seconds": 0.3 + step / 1000},
-                timeout_s=0.3,
+                data={"path": str(rig.trace), "seconds": seconds},
+                timeout_s=1.0,
                 max_retry_count=0,
             )[0]
-            for step in range(-20, 4, 3)
+            for seconds in lasts_s
             for kind in ("trace", "trace_sync")
         ]
         ends = [end_of(rig, task_id) for task_id in ids]
         for end in ends:
             assert _is_one_outcome(end), end
+        assert [end.state for end in ends[:2]] == ["completed"] * 2
+        assert [end.state for end in ends[-2:]] == ["failed"] * 2
+        done = {one for one, end in zip(ids, ends, strict=True) if end.state == "completed"}
+        over = {int(line[1]) for line in trace_lines(rig.trace, "end")}
+        assert done <= over, "what was not over did not complete"
 
 
 @fault(87, "each task leaks five descriptors")

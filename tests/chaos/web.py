@@ -226,11 +226,11 @@ def odd_pauses(rig: Rig) -> None:
             site = stack.enter_context(HostileSite())
             fails_with(rig, crawl(rig, f"{site.url}/{name}"), "HTTP 503", "HTTP 429")
             assert site.paths.count(f"/{name}") == 1
-        closed = "SELECT rate_key, closed_until_ms FROM rate_keys"
+        closed = "SELECT closed_until_ms FROM rate_keys"
         # Written down with each commit, so it is behind by a little.
         clock = rig.cluster.rows("SELECT value FROM meta WHERE key = 'clock_ms'")[0][0] + 60_000
-        waits = [until - clock for _, until in rig.cluster.rows(closed)]
-        assert 3_000_000 < max(waits) <= 3_600_000, "an hour at most, whatever they say"
+        [huge] = [until for (until,) in rig.cluster.rows(closed) if until > clock]
+        assert 3_000_000 < huge - clock <= 3_600_000, "an hour at most, whatever they say"
 
 
 @fault(
