@@ -25,6 +25,7 @@ from tests.support.cluster import (
     holder,
     lives,
     thaw,
+    trace_lines,
     wait_until,
 )
 from zmqcluster.model import PROTOCOL_VERSION
@@ -74,6 +75,7 @@ def master_paused(rig: Rig) -> None:
             master.signal(signal.SIGCONT)
         rig.flows(load)
     rig.judge()
+    assert rig.events("loop_stalled") >= 2, "it was paused"
     assert rig.events("device_lost") == 0, "its own pause is nobody's silence"
     assert rig.events("task_device_lost") == 0
 
@@ -206,7 +208,8 @@ def zombie_worker(rig: Rig) -> None:
     wait_until(lambda: all(len(rig.starts_of(one)) == 2 for one in ours), "they run elsewhere")
     took_s = max(rig.starts_of(one)[1] for one in ours) - stopped
     # They end while nobody listens, and are told of when their attempts are over.
-    time.sleep(max(0.0, TIMEOUT_S + SLACK_S + 2.5 - (time.monotonic() - stopped)))
+    firsts = {(str(one), "1") for one in ours}
+    wait_until(lambda: firsts <= _ended(rig), "they end")
     rig.step("agent goes on")
     victim.signal(signal.SIGCONT)
     wait_until(lambda: rig.events("result_fenced") >= len(ours), "late results are fenced")
@@ -220,12 +223,14 @@ def host_killed(rig: Rig) -> None:
     rig.cluster.start_worker()
     with rig.load() as load:
         rig.flows(load)
+        runs = []
         for kind in ("trace_sync", "trace"):
             rig.step(f"host of {kind} killed")
-            [run] = rig.running(kind, seconds=1.0)
-            os.kill(run.pid, signal.SIGKILL)
+            runs += rig.running(kind, seconds=1.0)
+            os.kill(runs[-1].pid, signal.SIGKILL)
         rig.flows(load)
     rig.judge()
+    assert all(len(rig.starts_of(one.task_id)) >= 2 for one in runs), "they run again"
     assert rig.events("device_lost") == 0, "a host is not the device"
     assert rig.events("task_died") >= 1
 
@@ -278,12 +283,13 @@ def suspended(rig: Rig) -> None:
     rig.cluster.start_master()
     rig.cluster.start_worker()
     rig.cluster.start_worker()
-    runs = rig.running("trace_sync", 2, seconds=1.0)
     with rig.load() as load:
         rig.flows(load)
+        runs = rig.running("trace_sync", 2, seconds=TIMEOUT_S)
         rig.step("suspended")
         for node in rig.cluster.nodes:
             freeze(node.pid)
+        assert not _ended(rig) & {(str(one.task_id), "1") for one in runs}, "they are at it"
         time.sleep(TIMEOUT_S + SLACK_S)
         rig.step("resumed")
         # The master first and the workers a moment later, as their machines wake.
@@ -291,6 +297,7 @@ def suspended(rig: Rig) -> None:
             thaw(node.pid)
         rig.flows(load)
     rig.judge()
+    assert rig.events("loop_stalled") >= 1, "it stopped"
     assert rig.events("device_lost") == 0, "nobody was away"
     assert all(len(rig.starts_of(one.task_id)) == 1 for one in runs)
 
@@ -375,6 +382,11 @@ def _went_on(rig: Rig, runs: list[Running]) -> None:
         assert len(rig.starts_of(one.task_id)) == 1, f"task {one.task_id} began again"
         found = rig.cluster.rows("SELECT state, attempt FROM tasks WHERE task_id = ?", one.task_id)
         assert found == [("completed", 1)], f"task {one.task_id} was not adopted: {found}"
+
+
+def _ended(rig: Rig) -> set[tuple[str, str]]:
+    """Task and attempt of each run that came to its end."""
+    return {(line[1], line[2]) for line in trace_lines(rig.trace, "end")}
 
 
 def _newer_release(rig: Rig) -> Path:
