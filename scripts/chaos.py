@@ -251,7 +251,7 @@ def sum_up(runs: list[Run], took_s: float) -> int:
         f"{sum(one.unknown for one in done)} unanswered requests judged",
         soft_wrap=True,
     )
-    if not states["held"]:
+    if len(states["skipped"]) == len(runs):
         console.print("No fault was injected: this machine can do none of them.")
     return 1 if states["broken"] or not states["held"] else 0
 
@@ -357,18 +357,7 @@ def _run_soak(one: Soak, args: argparse.Namespace, over: threading.Event) -> Non
 
 def life_table(lives: list[Life]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "process",
-        "pid",
-        "min",
-        "RSS MiB",
-        "below",
-        "memory",
-        "grown",
-        "fds",
-        "",
-        "threads",
-    ):
+    for name in LIFE_COLUMNS:
         left = name in ("process", "memory", "")
         table.add_column(name, justify="left" if left else "right")
     for life in lives:

@@ -56,10 +56,21 @@ def test_one_broken_fault_fails_the_run_and_a_skipped_one_is_named(
     assert chaos.run(faults, ARGS) == 1
 
     said = capsys.readouterr().out
-    assert "1 faults held, 1 broken, 1 skipped" in said
+    assert "PARTLY, 1 faults held, 1 broken, 1 skipped" in said
     assert "a task was lost" in said
     assert "skipped 3 fault 3: a second disk is missing" in said
     assert chaos.run([fault(1)], ARGS) == 0
+    assert "PARTLY" not in capsys.readouterr().out
+
+
+def test_a_run_in_which_nothing_was_injected_proves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CAN, "a second disk", lambda: False)
+
+    assert chaos.run([fault(3, needs=("a second disk",))], ARGS) == 1
+
+    assert "No fault was injected" in capsys.readouterr().out
 
 
 def test_sparkline_spans_the_least_and_the_greatest() -> None:
