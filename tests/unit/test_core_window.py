@@ -273,7 +273,7 @@ def test_a_lane_whose_device_is_busy_is_not_given_up_for_lanes_nobody_runs(
 # --- many -----------------------------------------------------------------------------------------
 
 
-def test_a_lane_that_can_run_is_read_before_thousands_that_cannot() -> None:
+def test_a_lane_that_can_run_is_read_before_a_thousand_that_cannot() -> None:
     master = MasterBench(Settings(window_tasks=100, lane_tasks=50))
     master.audited_tasks_max = 0
     master.submit(*[labelled(n, 9, "train") for n in range(500)])

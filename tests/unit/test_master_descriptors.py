@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # ships no types
 
 from zmqcluster.core.events import Noticed
 from zmqcluster.runtime.descriptors import LOOK_MS, Descriptors
@@ -55,6 +59,17 @@ def test_the_operator_is_told_how_many_and_what_to_do() -> None:
     assert told.level == "warning"
     assert told.detail.startswith("85 of 100 descriptors are in use")
     assert "raise the limit" in told.detail
+
+
+def test_what_this_process_has_open_is_counted(tmp_path: Path) -> None:
+    now = psutil.Process().num_fds() - 1  # Less the one it takes to look.
+    with contextlib.ExitStack() as stack:
+        for number in range(10):
+            stack.enter_context((tmp_path / str(number)).open("w"))
+
+        [told] = Descriptors(limit=lambda: now + 12).look(0)
+
+    assert told.detail.startswith(f"{now + 10} of {now + 12} descriptors")
 
 
 def test_a_process_with_few_files_has_nothing_to_tell() -> None:
