@@ -218,8 +218,8 @@ MUTANTS: Final = (
     Mutant(
         "pause_kills_all",
         _CORE + "sessions",
-        "        device.heard_ms = state.now_ms\n    for flight in state.flights.values():\n",
-        "        pass\n    for flight in state.flights.values():\n",
+        "        device.heard_ms = state.now_ms\n        if device.lost_at_ms is not None:\n",
+        "        if device.lost_at_ms is not None:\n",
         "a master that was stopped for a while gives up every device",
     ),
     Mutant(

@@ -71,7 +71,9 @@ class Oracle(Room):
         self._tasks = Tasks(world, disk, self._wishes, self._attempts)
         self._crawls = Crawls(world, disk)
         self._commits = self._turns = 0
-        self._epoch = self._boot_step_ms = 0
+        self._epoch = 0
+        # How far the wall clock was set when this master first read it; None: it has not yet.
+        self._boot_step_ms: int | None = None
 
     # --- the master: what it hears --------------------------------------------------------------
 
@@ -80,7 +82,7 @@ class Oracle(Room):
             self.fail(f"epoch {epoch} begins after epoch {self._epoch}")
         self._epoch = epoch
         self._waiting = Waiting()
-        self._boot_step_ms = self.world.wall_step_ms
+        self._boot_step_ms = None
         self._leases.master_started()
         self._replies.master_started()
         self._sites.closures.forget_undone(self.world.wall_steps)
@@ -110,6 +112,8 @@ class Oracle(Room):
     def clock_read(self) -> None:
         """The master is told the wall time."""
         self._sites.closures.steps_seen = self.world.wall_steps
+        if self._boot_step_ms is None:
+            self._boot_step_ms = self.world.wall_step_ms
 
     # --- the master: what it does ---------------------------------------------------------------
 
@@ -206,6 +210,8 @@ class Oracle(Room):
     def _check_pruning(self, changes: Changes) -> None:
         """By the clock on the wall when this master began: whoever sets it later prunes nothing."""
         if changes.prune_before_wall:
+            if self._boot_step_ms is None:
+                self.fail("something is pruned before the clock on the wall was read")
             steady_wall = WALL_AT_ZERO + self.world.now_ms + self._boot_step_ms
             early_ms = changes.prune_before_wall - steady_wall + self.world.options.retention_ms
             if early_ms > 0:
