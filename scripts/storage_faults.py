@@ -31,8 +31,8 @@ IMAGES: Final = 2_000
 # A life: long enough for many checkpoints, and so many images of it that recording costs little.
 LIFE_COMMITS: Final = 250
 LIFE_IMAGES: Final = 200
-# The first syncs make the database; after so many come those of commits and checkpoints.
-MAKING_SYNCS: Final = 10
+# The first syncs make the database; those of commits and checkpoints follow.
+FAILING_SYNCS: Final = 50
 # Of a hundred images of each kind with full durability, so many are of a control as well.
 NORMAL_PCT: Final = 15
 OFF_PCT: Final = 5
@@ -71,7 +71,7 @@ def _power_loss(count: int, seed: int, tried: Counter[str]) -> list[str]:
             commits=20,
             seed=seed + number,
             totals=failing,
-            failing_sync=MAKING_SYNCS + number % 40,
+            failing_sync=1 + number % FAILING_SYNCS,
             kills=number % 4 > 0,
         )
     _say("after a sync that failed", failing, tried)

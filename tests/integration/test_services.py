@@ -239,7 +239,7 @@ def test_signal_that_does_not_wake_the_main_thread_is_noticed_all_the_same(
         assert main.ident is not None
         frame = sys._current_frames()[main.ident]
         state = Path(f"/proc/self/task/{main.native_id}/stat").read_text().rpartition(")")[2]
-        return frame.f_code.co_name == "wait" and state.split()[0] == "S"
+        return frame.f_code.co_name == "_next_news" and state.split()[0] == "S"
 
     def take_it() -> None:
         wait_until(sleeps, "the main thread waits")

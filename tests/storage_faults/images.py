@@ -148,6 +148,9 @@ def _work(
 def _go_on(folder: Path, recording: Recording, states: list[int]) -> None:
     """The next master: what it finds it tells, and it commits a little more."""
     with closing(open_writer(folder / "cluster.db")) as database:
+        if not states:
+            # The first never came so far as to have a state.
+            states.append(content(database))
         _see(recording, states, database)
         next_id = recovery.load(database).next_task_id
         for task_id in range(next_id, next_id + LATER_COMMITS):
