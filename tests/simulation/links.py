@@ -53,9 +53,7 @@ class Link:
         """From the peer to the master."""
         now_ms = self.world.now_ms
         for delay_ms in self._fates():
-            due_ms = max(now_ms + delay_ms, self.up_stalled_ms)
-            if due_ms < self._up_last_ms:
-                due_ms = self._ordered(due_ms, self._up_last_ms)
+            due_ms = self._ordered(max(now_ms + delay_ms, self.up_stalled_ms), self._up_last_ms)
             self._up_last_ms = max(due_ms, self._up_last_ms)
             self.world.at(due_ms - now_ms, self._arrive_up, frame)
 
@@ -63,9 +61,7 @@ class Link:
         """From the master to the peer."""
         now_ms = self.world.now_ms
         for delay_ms in self._fates():
-            due_ms = max(now_ms + delay_ms, self.down_stalled_ms)
-            if due_ms < self._down_last_ms:
-                due_ms = self._ordered(due_ms, self._down_last_ms)
+            due_ms = self._ordered(max(now_ms + delay_ms, self.down_stalled_ms), self._down_last_ms)
             self._down_last_ms = max(due_ms, self._down_last_ms)
             self.world.at(due_ms - now_ms, self._arrive_down, frame)
 
@@ -96,8 +92,10 @@ class Link:
         return (delay_ms,)
 
     def _ordered(self, due_ms: int, last_ms: int) -> int:
-        """A frame would overtake another: they keep their order, unless chance has it otherwise."""
-        return due_ms if self.world.roll("reorder", self.world.options.reorder) else last_ms
+        """Frames keep their order, unless chance has it otherwise."""
+        if due_ms < last_ms and not self.world.roll("reorder", self.world.options.reorder):
+            return last_ms
+        return due_ms
 
     def _arrive_up(self, frame: bytes) -> None:
         if self.is_open:

@@ -242,15 +242,14 @@ class MasterNode:
 
     def _plan(self) -> None:
         """When to turn next."""
-        now_ms = self.world.now_ms
         if self._answers or self._inbox or self._lost:
-            self._alarm.hurry(now_ms)
+            self._alarm.hurry(self.world.now_ms)
             return
         wake_ms = self.core.next_wake_ms()
         due_ms = self._next_tick_ms
-        if wake_ms is not None and wake_ms - self._offset_ms < due_ms:
-            due_ms = wake_ms - self._offset_ms
-        self._alarm.hurry(due_ms if due_ms > now_ms else now_ms + 1)
+        if wake_ms is not None:
+            due_ms = min(due_ms, wake_ms - self._offset_ms)
+        self._alarm.hurry(max(due_ms, self.world.now_ms + 1))
 
     def _receive(self, events: list[Event], link: Link, frame: bytes) -> None:
         principal = link.peer.principal
@@ -326,14 +325,13 @@ class MasterNode:
             if rate and world.roll("commit_crashes", rate):
                 self.crash()
                 return False
-            if isinstance(action, Send):
-                link = self._links.get(action.peer)
-                if link is None:
-                    self._answers.append(PeerLost(action.peer))
-                else:
-                    link.send_down(codec.encode(action.message))
-                continue
             match action:
+                case Send():
+                    link = self._links.get(action.peer)
+                    if link is None:
+                        self._answers.append(PeerLost(action.peer))
+                    else:
+                        link.send_down(codec.encode(action.message))
                 case Publish(hint):
                     frame = codec.encode(hint)
                     for link in self._links.values():

@@ -155,10 +155,9 @@ class World:
 
     def _pass_on(self) -> None:
         """Nothing is left to do now: time passes, until there is."""
-        agenda = self._agenda
-        del agenda[self.now_ms]
-        self.now_ms = now_ms = heappop(self._moments)
-        self._left = iter(agenda[now_ms])
+        del self._agenda[self.now_ms]
+        self.now_ms = heappop(self._moments)
+        self._left = iter(self._agenda[self.now_ms])
 
     def note(self, what: str, *more: Any, data: bytes = b"") -> None:
         """Part of the trace; data: what was said, for the digest."""

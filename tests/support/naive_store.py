@@ -149,8 +149,6 @@ class NaiveStore:
     def facts(self, wants: Wants) -> Facts:
         """What the core wanted to know before a message."""
         row = self.submissions.get(wants.request_id)
-        if not (wants.tasks or wants.jobs or wants.rates or wants.keys):
-            return Facts(submitted=(row.job_id, row.task_ids, row.existing) if row else None)
         tasks = {one: replace(self.tasks[one]) for one in wants.tasks if one in self.tasks}
         jobs = {*wants.jobs, *(task.job_id for task in tasks.values())}
         return Facts(

@@ -262,8 +262,6 @@ class ReadyQueue:
 
     def awake(self) -> list[Shape]:
         """Shapes that may have a task to give, and devices to give it to, in turn."""
-        if not self._awake:
-            return []
         for shape in [one for one in self._awake if not any(one.rotations.values())]:
             del self._awake[shape]
         return list(self._awake)
@@ -278,8 +276,6 @@ class ReadyQueue:
 
     def take_untried(self) -> list[Shape]:
         """Shapes that are new, or were woken, since the last call."""
-        if not self._untried:
-            return []
         untried, self._untried = self._untried, {}
         return [one for one in untried if self.shapes.get(one.key) is one]
 

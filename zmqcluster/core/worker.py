@@ -107,8 +107,6 @@ class WorkerCore:
         self._resources = Resources()
         self._memory = Memory()
         self._told: tuple[int, bool] = (0, False)
-        # Is the offer another one by now?
-        self._has_news = False
         self._told_ms = 0
         self._care_ms = CARE_MS
         self._care_due_ms: int | None = None
@@ -172,7 +170,7 @@ class WorkerCore:
             dues.append(session.lease_until_ms + 1)
         if session.is_open:
             dues += (queue.announce_due_ms(), outbox.resend_due_ms(), self._news.due_ms())
-            if self._has_news:
+            if self._offer() != self._told:
                 dues.append(self._told_ms + TELL_MS_MIN)
         soonest_ms = now_ms + IDLE_MS
         for due_ms in dues:
@@ -404,9 +402,8 @@ class WorkerCore:
         messages = self._news.take(now_ms, begun)
         messages.extend(self._outbox.take_messages(now_ms))
         offer = self._offer()
-        self._has_news = offer != self._told
-        is_time = now_ms >= self._told_ms + TELL_MS_MIN
-        seq = self._session.take_beat(now_ms, at_once=self._has_news and is_time)
+        is_news = offer != self._told and now_ms >= self._told_ms + TELL_MS_MIN
+        seq = self._session.take_beat(now_ms, at_once=is_news)
         if seq is not None:
             messages.append(self._beat(now_ms, seq, offer))
         effects.extend(map(SendToMaster, messages))
@@ -488,7 +485,7 @@ class WorkerCore:
         return hello(self._settings, self._queue.slots, *self._told, self._inventory(now_ms))
 
     def _beat(self, now_ms: int, seq: int, offer: tuple[int, bool]) -> Heartbeat:
-        self._told, self._told_ms, self._has_news = offer, now_ms, False
+        self._told, self._told_ms = offer, now_ms
         credit, draining = offer
         return Heartbeat(
             seq=seq,

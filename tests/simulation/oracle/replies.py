@@ -97,7 +97,7 @@ class Replies(Room):
 
     def answered(self, actions: list[Action]) -> None:
         """Whoever lists what nobody wants any more is told so, each time."""
-        for one in actions if self._unwanted and any(self._unwanted.values()) else ():
+        for one in actions if any(self._unwanted.values()) else ():
             match one:
                 case Send(peer, Welcome(abort=refs)):
                     seq = 0

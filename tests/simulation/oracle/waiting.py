@@ -24,8 +24,7 @@ class Waiting(Struct):
 
         What was given out comes back however full it is; a window that is full takes in no more.
         """
-        if len(state.flights) > self.in_flight_max:
-            self.in_flight_max = len(state.flights)
+        self.in_flight_max = max(self.in_flight_max, len(state.flights))
         return len(state.queue) - state.settings.window_tasks - self.in_flight_max
 
     def look(self, state: MasterState) -> None:
