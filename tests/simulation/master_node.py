@@ -20,7 +20,6 @@ from zmqcluster.core.effects import AllowKey, Changes, DenyKey, Log, Publish, Se
 from zmqcluster.core.events import (
     Committed,
     Event,
-    Facts,
     MessageReceived,
     PeerLost,
     Principal,
@@ -38,7 +37,6 @@ from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 FRAMES_PER_TURN: Final = 256
 TICK_MS: Final = 500
 # What the core wants to know before most messages.
-NO_FACTS: Final = Facts()
 
 
 class MasterNode:
@@ -165,7 +163,7 @@ class MasterNode:
         if not self.is_up:
             return "no master is up"
         ask = AskExplain(b"judge", task_id)
-        facts = self.disk.facts(self.core.wants(ask))
+        facts = self.disk.facts(self.core, ask)
         event = MessageReceived(b"judge", Principal(Role.CLIENT), ask, facts)
         turn = self.core.handle(self.world.now_ms + self._offset_ms, [event])
         for action in turn.actions:
@@ -264,8 +262,7 @@ class MasterNode:
             self.oracle.greeted(principal.device_id, message.inventory)
         elif isinstance(message, Results):
             self.oracle.ends_heard()
-        wants = self.core.wants(message)
-        facts = NO_FACTS if wants.nothing else self.disk.facts(wants)
+        facts = self.disk.facts(self.core, message)
         events.append(MessageReceived(link.name, principal, message, facts))
 
     # --- commit before send ---------------------------------------------------------------------

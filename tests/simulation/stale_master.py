@@ -77,7 +77,7 @@ class StaleMaster:
             message = codec.decode_inbound(principal.role, frame)
         except RemoteProtocolError:
             return None
-        facts = self._disk.facts(self._core.wants(message))
+        facts = self._disk.facts(self._core, message)
         return MessageReceived(link.name, principal, message, facts)
 
     def _release(self) -> None:

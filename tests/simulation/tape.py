@@ -177,7 +177,7 @@ class Replay:
                     self._oracle.retry_asked(message)
                 elif isinstance(message, Submit) and is_new:
                     self._oracle.submit_asked(message)
-        facts = self.disk.facts(self._core.wants(message))
+        facts = self.disk.facts(self._core, message)
         return MessageReceived(event.peer, event.principal, message, facts)
 
     def _believe(self, device_id: str, result: TaskResult) -> None:

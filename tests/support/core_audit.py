@@ -6,7 +6,7 @@ from random import Random
 
 from tests.support.history import Final, FinalAttempt, FinalJob, FinalTask, kept_problems
 from tests.support.naive_store import NaiveStore, lane_of
-from zmqcluster.core.master import MasterCore, Wants
+from zmqcluster.core.master import MasterCore
 from zmqcluster.core.rows import TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.model import NO_JOB, JobState, TaskState
@@ -83,7 +83,7 @@ def audit_recovery(core: MasterCore, store: NaiveStore) -> None:
     assert {key for key in fresh.jobs if key} == open_jobs
     drained = {one.device_id for one in live.fleet.devices.values() if one.row.drained}
     assert {one.device_id for one in fresh.fleet.devices.values() if one.row.drained} == drained
-    fresh.recall(store.facts(Wants(rates=tuple(live.rates))).rates.values())
+    fresh.recall(store.rates_named(live.rates).values())
     for name, rate in live.rates.items():
         other = fresh.rates[name]
         assert (rate.delay_ms, rate.concurrency) == (other.delay_ms, other.concurrency)

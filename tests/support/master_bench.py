@@ -227,7 +227,7 @@ class MasterBench:
             peer, principal = CLIENT, Principal(Role.CLIENT)
         else:
             peer, principal = self.peers[name], Principal(Role.WORKER, DeviceId(name))
-        facts = self.store.facts(self.core.wants(message))
+        facts = self.store.facts(self.core, message)
         return MessageReceived(peer, principal, message, facts)
 
     def beat(

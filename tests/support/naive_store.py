@@ -25,7 +25,7 @@ from zmqcluster.core.events import (
     LanesListed,
     OpenTasksLoaded,
 )
-from zmqcluster.core.master import Wants
+from zmqcluster.core.master import MasterCore
 from zmqcluster.core.rows import (
     AssignmentRow,
     DeviceRow,
@@ -39,11 +39,13 @@ from zmqcluster.core.rows import (
     TokenRow,
 )
 from zmqcluster.core.state import Past
+from zmqcluster.messages import Inbound
 from zmqcluster.model import NO_JOB, DeviceId, JobId, TaskId, TaskState
 
 K = TypeVar("K")
 V = TypeVar("V", bound=Struct)
 
+_NO_FACTS = Facts()
 _IMMUTABLE = (
     "job_id", "parent_id", "task_type", "labels", "rate_key", "unique_key", "priority",
     "max_retry_count", "timeout_ms", "created_wall", "task_data",
@@ -146,23 +148,28 @@ class NaiveStore:
             case _:
                 return None
 
-    def facts(self, wants: Wants) -> Facts:
-        """What the core wanted to know before a message."""
+    def facts(self, core: MasterCore, message: Inbound) -> Facts:
+        """What the core wants to know before this message."""
+        wants = core.wants(message)
+        if wants.nothing:
+            return _NO_FACTS
         row = self.submissions.get(wants.request_id)
         tasks = {one: replace(self.tasks[one]) for one in wants.tasks if one in self.tasks}
-        jobs = {*wants.jobs, *(task.job_id for task in tasks.values())}
+        then = core.wants_of(message, tasks)
+        keys = (*wants.keys, *then.keys)
+        jobs = {*wants.jobs, *then.jobs}
         return Facts(
             submitted=(row.job_id, row.task_ids, row.existing) if row else None,
-            keys={key: self.unique_keys[key] for key in wants.keys if key in self.unique_keys},
+            keys={key: self.unique_keys[key] for key in keys if key in self.unique_keys},
             tasks=tasks,
             jobs={one: replace(self.jobs[one]) for one in sorted(jobs) if one in self.jobs},
-            rates=self._rates(wants.rates) | self._rates_of(tasks.values()),
+            rates=self.rates_named((*wants.rates, *then.rates)),
         )
 
     def _rates_of(self, named: Iterable[TaskRow | LaneKey]) -> dict[str, RateKeyRow]:
-        return self._rates(one.rate_key for one in named if one.rate_key)
+        return self.rates_named(one.rate_key for one in named if one.rate_key)
 
-    def _rates(self, names: Iterable[str]) -> dict[str, RateKeyRow]:
+    def rates_named(self, names: Iterable[str]) -> dict[str, RateKeyRow]:
         return {one: replace(self.rate_keys.get(one) or RateKeyRow(one)) for one in names}
 
 

@@ -180,6 +180,8 @@ def test_ctrl_c_while_loading_ends_without_a_traceback(tmp_path: Path) -> None:
         text=True,
         timeout=20,
         check=False,
+        # These tests may run in the background of a shell, which ignores it there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
     assert (ran.returncode, ran.stderr) == (-signal.SIGINT, "")

@@ -78,6 +78,26 @@ def test_the_end_of_the_last_attempt_counts_from_its_holder_alone(master: Master
     assert "result_fenced" in master.event_kinds()
 
 
+def test_the_end_of_a_task_that_waits_on_disk_alone_counts_with_its_children() -> None:
+    master = MasterBench(Settings(window_tasks=5, lane_tasks=5))
+    master.device("d1", slots=40)
+    accepted = master.submit(*[spec(unique_key=f"/{n}") for n in range(40)], job="j")
+    orders = master.orders("d1")
+    master.restart()
+    master.advance(master.settings.device_timeout_ms)
+    master.restart()
+    master.device("d1", slots=40, credit=0)
+    late = orders[-1]
+    assert late.task_id not in master.core.state.tasks
+
+    master.ends("d1", late, children=(spec(unique_key="/7"), spec(unique_key="/new")))
+
+    assert master.task(late.task_id).state is TaskState.COMPLETED
+    assert len(master.store.tasks) == len(accepted.task_ids) + 1
+    assert "result_fenced" not in master.event_kinds()
+    master.audit()
+
+
 def test_a_run_before_the_last_is_not_adopted(master: MasterBench) -> None:
     first, second = lost_twice(master)
 

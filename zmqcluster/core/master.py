@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Final, assert_never
 
@@ -186,10 +186,21 @@ class MasterCore:
             case _:
                 return _NOTHING
 
-    def jobs_of(self, facts: Facts) -> tuple[JobId, ...]:
-        """Jobs that the tasks of these facts belong to and that are not in memory."""
-        found = {row.job_id: None for row in facts.tasks.values()}
-        return tuple(job_id for job_id in found if job_id not in self._state.jobs)
+    def wants_of(self, message: Inbound, found: Mapping[TaskId, TaskRow]) -> Wants:
+        """What to look up next, once the tasks that this message named were found on disk."""
+        named: list[_Named] = list(found.values())
+        keys: list[tuple[JobId, bytes]] = []
+        for result in message.results if isinstance(message, Results) else ():
+            task = found.get(TaskId(result.task_id))
+            if task is not None:
+                named += result.children
+                keys += self._unknown_keys(task.job_id, result.children)
+        jobs = {task.job_id: None for task in found.values()}
+        return Wants(
+            keys=tuple(keys),
+            jobs=tuple(job_id for job_id in jobs if job_id not in self._state.jobs),
+            rates=self._unknown_rates(named),
+        )
 
     def rates_of(self, found: Iterable[TaskRow | LaneKey]) -> tuple[str, ...]:
         """Rate keys of what was read that are not in memory."""

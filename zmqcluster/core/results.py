@@ -38,9 +38,6 @@ def on_results(
         flight = flight_of(state, device, result.task_id, result.attempt)
         if flight is None:
             _salvage(state, dispatcher, device, result, facts)
-        elif _is_blind(result, facts):
-            # Not acknowledged, so it comes again, and the keys are looked up then.
-            continue
         else:
             _accept(state, dispatcher, device, flight, result, facts)
         for rule in result.rates:
@@ -156,7 +153,6 @@ def _salvage(
         and task.attempt == result.attempt
         and task.device_id == device.device_id
         and task.given_up != GivenUp.NO
-        and not _is_blind(result, facts)
     )
     if task is None or not is_last:
         state.event_of_peer(
@@ -184,12 +180,6 @@ def _was_there(state: MasterState, task: TaskRow | None) -> None:
         rate.began(state.now_ms, was_starting=False)
         reopen(state, rate.name)
         state.rest(rate.name)
-
-
-def _is_blind(result: TaskResult, facts: Facts) -> bool:
-    """Was the task not in memory when the facts were gathered? Its job was unknown then, and so
-    the unique keys of its children could not be looked up."""
-    return bool(result.children) and TaskId(result.task_id) in facts.tasks
 
 
 def _outcome_of(state: MasterState, task: TaskRow, result: TaskResult) -> tuple[Outcome, str]:

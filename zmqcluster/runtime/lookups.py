@@ -41,18 +41,18 @@ class Lookups:
         queries = self._queries
         submitted = queries.submission(wants.request_id) if wants.request_id else None
         tasks = queries.tasks_by_id(wants.tasks) if wants.tasks else {}
-        job_ids: tuple[JobId, ...] = wants.jobs
+        keys, jobs, rates = wants.keys, wants.jobs, wants.rates
         if tasks:
-            job_ids += self._core.jobs_of(Facts(tasks=tasks))
-        rate_keys = (*wants.rates, *self._core.rates_of(tasks.values()))
+            then = self._core.wants_of(message, tasks)
+            keys, jobs, rates = keys + then.keys, jobs + then.jobs, rates + then.rates
         return Facts(
             submitted=(
                 (submitted.job_id, submitted.task_ids, submitted.existing) if submitted else None
             ),
-            keys=queries.known_keys(wants.keys) if wants.keys else {},
+            keys=queries.known_keys(keys) if keys else {},
             tasks=tasks,
-            jobs=queries.jobs_by_id(job_ids) if job_ids else {},
-            rates=self._rates(rate_keys),
+            jobs=queries.jobs_by_id(jobs) if jobs else {},
+            rates=self._rates(rates),
         )
 
     def answer(self, action: Action) -> Event | None:
