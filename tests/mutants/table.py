@@ -94,10 +94,31 @@ MUTANTS: Final = (
     ),
     Mutant(
         "blind_children",
-        _CORE + "results",
-        "return bool(result.children) and TaskId(result.task_id) in facts.tasks",
-        "return False",
+        _CORE + "master",
+        "                keys += self._unknown_keys(task.job_id, result.children)\n",
+        "                pass\n",
         "children are queued twice: their keys were not looked up",
+        (
+            "window_tasks=4",
+            "lane_tasks=2",
+            "delayed_tasks=2",
+            "devices=1",
+            "pages=40",
+            "task_failures=0",
+            "cancels_every_ms=0",
+            "master_crashes_every_ms=2400",
+            "worker_pauses_every_ms=3000",
+            "clones=0",
+            "hostile=0",
+        ),
+    ),
+    Mutant(
+        "blind_end_fenced",
+        _CORE + "results",
+        "        and task.given_up != GivenUp.NO\n",
+        "        and task.given_up != GivenUp.NO\n"
+        "        and not (result.children and TaskId(result.task_id) in facts.tasks)\n",
+        "an end is acknowledged and thrown away, and its attempt is adopted later",
         (
             "window_tasks=4",
             "lane_tasks=2",
@@ -870,8 +891,8 @@ MUTANTS: Final = (
     Mutant(
         "ack_of_what_was_not_kept",
         _CORE + "results",
-        "            continue\n        else:\n",
-        "            continue\n        elif state.now_ms % 7:\n",
+        "result, facts)\n        else:\n            _accept(",
+        "result, facts)\n        elif state.now_ms % 7:\n            _accept(",
         "a worker drops a result the master has not taken",
     ),
     Mutant(

@@ -12,7 +12,7 @@ from tests.simulation.oracle.wishes import Wishes
 from tests.simulation.world import World
 from zmqcluster.core.effects import Action, Changes, Send, Turn
 from zmqcluster.core.events import Peer
-from zmqcluster.core.rows import AssignmentRow
+from zmqcluster.core.rows import AssignmentRow, GivenUp, TaskRow
 from zmqcluster.core.state import MasterState
 from zmqcluster.messages import Heartbeat, HeartbeatAck, Held, Hello, Inbound, ResultAck, Welcome
 from zmqcluster.model import DeviceId, TaskId, TaskState
@@ -116,25 +116,32 @@ class Replies(Room):
         self._unwanted.clear()
         if self._has_ends:
             self._has_ends = False
-            self._check_fences(turn, state.counters.get("result_fenced", 0))
+            self._check_fences(turn, state)
         if self._greeted:
             self._greeted.clear()
             self._listed.clear()
         if self._is_stalled:
             self.fail("the master was away, and no event says so")
 
-    def _check_fences(self, turn: Turn, fenced: int) -> None:
-        """Ends that are settled and count for nothing are told of, however many they are."""
+    def _check_fences(self, turn: Turn, state: MasterState) -> None:
+        """Ends that are settled count, or are told of, however many they are; and the end of an
+        attempt that was given up counts while no other was handed out."""
         settled, counted = 0, set()
         for one in turn.actions:
             if not isinstance(one, Send) or not isinstance(one.message, ResultAck):
                 continue
             settled += len(one.message.refs)
+            device_id = device_of(one.peer)
             for ref in one.message.refs:
                 row = turn.changes.assignments.get((TaskId(ref.task_id), ref.attempt))
-                is_of_it = row is not None and row.device_id == device_of(one.peer)
+                is_of_it = row is not None and row.device_id == device_id
                 if row is not None and is_of_it and row.outcome not in ("", *GIVEN_UP):
                     counted.add((ref.task_id, ref.attempt))
+                    continue
+                task = state.row_of(TaskId(ref.task_id)) or self.disk.tasks.get(TaskId(ref.task_id))
+                if task is not None and _could_be_salvaged(task, ref.attempt, device_id):
+                    self.fail(f"an end of {(ref.task_id, ref.attempt)} that counts is thrown away")
+        fenced = state.counters.get("result_fenced", 0)
         told, self._fenced = fenced - self._fenced, fenced
         if told < settled - len(counted):
             self.fail(
@@ -146,3 +153,12 @@ class Replies(Room):
         return row is not None and (
             row.cancel_requested or row.state in TERMINAL or row.attempt > held.attempt
         )
+
+
+def _could_be_salvaged(task: TaskRow, attempt: int, device_id: DeviceId) -> bool:
+    return (
+        task.state is TaskState.PENDING
+        and task.attempt == attempt
+        and task.device_id == device_id
+        and task.given_up != GivenUp.NO
+    )
