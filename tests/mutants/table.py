@@ -11,6 +11,21 @@ from tests.mutants.planting import Mutant
 
 _CORE: Final = "zmqcluster.core."
 
+# Attempts are given up whose tasks then wait on disk alone, and end after all.
+_GIVEN_UP_ON_DISK: Final = (
+    "window_tasks=4",
+    "lane_tasks=2",
+    "delayed_tasks=2",
+    "devices=1",
+    "pages=40",
+    "task_failures=0",
+    "cancels_every_ms=0",
+    "master_crashes_every_ms=2400",
+    "worker_pauses_every_ms=3000",
+    "clones=0",
+    "hostile=0",
+)
+
 MUTANTS: Final = (
     # --- the fence, and what counts ----------------------------------------------------------
     Mutant(
@@ -98,19 +113,7 @@ MUTANTS: Final = (
         "                keys += self._unknown_keys(task.job_id, result.children)\n",
         "                pass\n",
         "children are queued twice: their keys were not looked up",
-        (
-            "window_tasks=4",
-            "lane_tasks=2",
-            "delayed_tasks=2",
-            "devices=1",
-            "pages=40",
-            "task_failures=0",
-            "cancels_every_ms=0",
-            "master_crashes_every_ms=2400",
-            "worker_pauses_every_ms=3000",
-            "clones=0",
-            "hostile=0",
-        ),
+        _GIVEN_UP_ON_DISK,
     ),
     Mutant(
         "blind_end_fenced",
@@ -119,19 +122,7 @@ MUTANTS: Final = (
         "        and task.given_up != GivenUp.NO\n"
         "        and not (result.children and TaskId(result.task_id) in facts.tasks)\n",
         "an end is acknowledged and thrown away, and its attempt is adopted later",
-        (
-            "window_tasks=4",
-            "lane_tasks=2",
-            "delayed_tasks=2",
-            "devices=1",
-            "pages=40",
-            "task_failures=0",
-            "cancels_every_ms=0",
-            "master_crashes_every_ms=2400",
-            "worker_pauses_every_ms=3000",
-            "clones=0",
-            "hostile=0",
-        ),
+        _GIVEN_UP_ON_DISK,
     ),
     Mutant(
         "device_death_not_counted",

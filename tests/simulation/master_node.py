@@ -36,7 +36,6 @@ from zmqcluster.model import DeviceId, Role, Strategy, TaskId
 
 FRAMES_PER_TURN: Final = 256
 TICK_MS: Final = 500
-# What the core wants to know before most messages.
 
 
 class MasterNode:

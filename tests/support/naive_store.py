@@ -155,15 +155,13 @@ class NaiveStore:
             return _NO_FACTS
         row = self.submissions.get(wants.request_id)
         tasks = {one: replace(self.tasks[one]) for one in wants.tasks if one in self.tasks}
-        then = core.wants_of(message, tasks)
-        keys = (*wants.keys, *then.keys)
-        jobs = {*wants.jobs, *then.jobs}
+        wants = wants.plus(core.wants_of(message, tasks))
         return Facts(
             submitted=(row.job_id, row.task_ids, row.existing) if row else None,
-            keys={key: self.unique_keys[key] for key in keys if key in self.unique_keys},
+            keys={key: self.unique_keys[key] for key in wants.keys if key in self.unique_keys},
             tasks=tasks,
-            jobs={one: replace(self.jobs[one]) for one in sorted(jobs) if one in self.jobs},
-            rates=self.rates_named((*wants.rates, *then.rates)),
+            jobs={one: replace(self.jobs[one]) for one in wants.jobs if one in self.jobs},
+            rates=self.rates_named(wants.rates),
         )
 
     def _rates_of(self, named: Iterable[TaskRow | LaneKey]) -> dict[str, RateKeyRow]:

@@ -87,6 +87,16 @@ class Wants(Struct):
     def nothing(self) -> bool:
         return not (self.request_id or self.keys or self.tasks or self.jobs or self.rates)
 
+    def plus(self, other: Wants) -> Wants:
+        """Both, for the request of this one."""
+        return Wants(
+            self.request_id,
+            keys=self.keys + other.keys,
+            tasks=self.tasks + other.tasks,
+            jobs=self.jobs + other.jobs,
+            rates=self.rates + other.rates,
+        )
+
 
 _NOTHING: Final = Wants()
 

@@ -41,18 +41,16 @@ class Lookups:
         queries = self._queries
         submitted = queries.submission(wants.request_id) if wants.request_id else None
         tasks = queries.tasks_by_id(wants.tasks) if wants.tasks else {}
-        keys, jobs, rates = wants.keys, wants.jobs, wants.rates
         if tasks:
-            then = self._core.wants_of(message, tasks)
-            keys, jobs, rates = keys + then.keys, jobs + then.jobs, rates + then.rates
+            wants = wants.plus(self._core.wants_of(message, tasks))
         return Facts(
             submitted=(
                 (submitted.job_id, submitted.task_ids, submitted.existing) if submitted else None
             ),
-            keys=queries.known_keys(keys) if keys else {},
+            keys=queries.known_keys(wants.keys) if wants.keys else {},
             tasks=tasks,
-            jobs=queries.jobs_by_id(jobs) if jobs else {},
-            rates=self._rates(rates),
+            jobs=queries.jobs_by_id(wants.jobs) if wants.jobs else {},
+            rates=self._rates(wants.rates),
         )
 
     def answer(self, action: Action) -> Event | None:
